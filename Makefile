@@ -1,0 +1,47 @@
+# Verbs for people and for CI. Each one builds what it needs; the second run skips what is done.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# The generated Azure bindings take seconds to compile; without a bytecode cache every synth would pay for it again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+
+help: ## Lists the verbs
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+demo: setup ## The whole journey on this machine; DATA=<folder> gives the images, KEEP=1 leaves both doors open
+	@$(BIN)/ferry --env local demo $(if $(DATA),--data "$(DATA)") $(if $(KEEP),--keep)
+
+test: setup .venv-checkov/.ready ## Format, lint, types and every test
+	@scripts/test
+
+synth: setup ## Both clouds' templates for FERRY_ENV, written to cdk.out and cdktf.out
+	@cdk synth --quiet --all && cdktf synth
+
+bench: setup ## Training speed against the published loop; DATA=<folder with the four MNIST files>
+	@$(BIN)/python -m bench.training "$(DATA)"
+
+snapshots: setup ## Rewrites the expected templates; read the diff like code
+	@$(BIN)/python -m pytest -q --snapshot-update tests/test_infra_snapshots.py tests/test_infra_azure.py
+
+setup: .venv/.ready node_modules/.ready ## Builds .venv and node_modules
+
+lock: ## Resolves every Python version afresh into constraints.txt
+	@scripts/lock
+
+clean: ## Removes everything that was generated, the set-up included
+	@rm -rf .venv .venv-checkov node_modules build cdk.out cdktf.out *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.ready: pyproject.toml constraints.txt scripts/setup
+	@PYTHON="$(PYTHON)" scripts/setup python
+
+node_modules/.ready: package.json package-lock.json .npmrc scripts/setup | .venv/.ready
+	@scripts/setup node
+
+.venv-checkov/.ready: tests/checkov/requirements.txt scripts/setup
+	@PYTHON="$(PYTHON)" scripts/setup checkov
+
+.PHONY: help demo test synth bench snapshots setup lock clean

@@ -1,0 +1,341 @@
+"""Everything that differs between environments: typed, frozen, checked when read, and the names of all resources.
+
+`config/<environment>.toml` is the only source; there is no second place that a value can come from. An unknown key, a value
+of the wrong type, or a name that a platform would refuse stops here, before any network call, with the file and the key.
+"""
+
+import difflib
+import hashlib
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT_VARIABLE = "FERRY_ENV"
+DEFAULT_ENVIRONMENT = "local"
+MAX_SETTINGS_BYTES = 256 * 1024
+
+
+def _no_placeholder(account: str) -> str:
+    if account == "000000000000":
+        raise ValueError("a placeholder; give the 12 digits of your account")
+    return account
+
+
+Slug = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*[a-z0-9]$", max_length=16)]
+AccountId = Annotated[str, StringConstraints(pattern=r"^[0-9]{12}$"), AfterValidator(_no_placeholder)]
+Region = Annotated[str, StringConstraints(pattern=r"^[a-z]{2}(-[a-z]+)+-[1-9]$")]
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+InstanceType = Annotated[str, StringConstraints(pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9]+$")]
+Location = Annotated[str, StringConstraints(pattern=r"^[a-z]+[a-z0-9]*$", max_length=30)]
+Suffix = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{3,6}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+Port = Annotated[int, Field(ge=1024, le=65535)]
+
+
+class SettingsError(ValueError):
+    """The settings cannot be used; the message names file, key, what was found and what is allowed."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelSettings(_Table):
+    """Which model this environment trains and serves."""
+
+    name: Slug = Field(description="Folder below model_code/training, and the first part of every release id.")
+    dataset: Slug = Field(description="The table below [datasets] that the SageMaker pipeline trains with.")
+
+
+class DatasetSettings(_Table):
+    """How a model is trained on one dataset, and how good it has to be."""
+
+    gate: Share = Field(description="Smallest accuracy on the testing channel that may be released, 0 to 1.")
+    hyperparameters: dict[str, str] = Field(
+        default_factory=dict, description="Passed to the training job as they are; SageMaker allows strings only."
+    )
+
+
+class AwsSettings(_Table):
+    """Where the AWS stacks go and how long they keep things."""
+
+    account: AccountId = Field(description="The account that the stacks may be deployed to.")
+    region: Region = Field(
+        description="The region of every stack; SageMaker wants model data in the endpoint's region."
+    )
+    retain_data: bool = Field(
+        default=True, description="Keep buckets, key, repository and logs when their stack is deleted."
+    )
+    log_retention_days: Literal[1, 7, 14, 30, 90, 180, 365] = Field(
+        default=90, description="Days that CloudWatch keeps logs and the log bucket keeps its objects."
+    )
+
+
+class TrainingSettings(_Table):
+    """The training job of the SageMaker pipeline."""
+
+    instance_type: InstanceType = Field(default="ml.m5.xlarge", description="Instance type of the training job.")
+    volume_size_gb: Annotated[int, Field(ge=1, le=16384)] = Field(default=30, description="Encrypted volume, GiB.")
+    max_runtime_seconds: Annotated[int, Field(ge=60, le=28 * 86400)] = Field(
+        default=3600, description="SageMaker stops the job after this time; at most 28 days."
+    )
+
+
+class HostingSettings(_Table):
+    """The SageMaker endpoint."""
+
+    instance_type: InstanceType = Field(default="ml.c6i.large", description="Instance type behind the endpoint.")
+    instance_count: Annotated[int, Field(ge=1, le=100)] = Field(default=1, description="Instances behind the endpoint.")
+    image_digest: Digest | None = Field(
+        default=None,
+        description="Pins the serving image by digest; without it the immutable tag of its sources is used.",
+    )
+
+
+class GatewaySettings(_Table):
+    """Limits of the API Gateway stage in front of the endpoint."""
+
+    rate_limit: Annotated[int, Field(ge=1, le=10000)] = Field(default=50, description="Requests per second, steady.")
+    burst_limit: Annotated[int, Field(ge=1, le=5000)] = Field(default=100, description="Requests at once.")
+
+
+class AzureSettings(_Table):
+    """The Function App and what it needs."""
+
+    location: Location = Field(description="Azure region, in its short form, for instance westeurope.")
+    suffix: Suffix = Field(
+        description="3 to 6 letters or digits that make the globally unique names (storage account, Function App) yours."
+    )
+    storage_auth: Literal["identity", "connection-string"] = Field(
+        default="identity", description="How the Function App reaches its storage; identity needs no key anywhere."
+    )
+    instance_memory_mb: Literal[512, 2048, 4096] = Field(default=2048, description="Memory of one instance, MiB.")
+    maximum_instance_count: Annotated[int, Field(ge=40, le=1000)] = Field(
+        default=40, description="Upper limit of instances; azurerm 4.55 accepts 40 to 1000."
+    )
+    log_retention_days: Annotated[int, Field(ge=30, le=730)] = Field(
+        default=30, description="Days that Log Analytics keeps data."
+    )
+
+
+class LocalSettings(_Table):
+    """Loopback ports of an environment that runs on one machine."""
+
+    emulator_port: Port = Field(default=5005, description="The AWS emulator.")
+    sagemaker_port: Port = Field(default=8080, description="The SageMaker container's server.")
+    azure_port: Port = Field(default=7071, description="The Azure Function.")
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if len({self.emulator_port, self.sagemaker_port, self.azure_port}) != 3:
+            raise ValueError("emulator_port, sagemaker_port and azure_port must be three different ports")
+        return self
+
+
+class Settings(_Table):
+    """One environment. Names of resources are methods here and nowhere else."""
+
+    environment: Slug = Field(
+        description="Part of every resource name; must equal the file's name for files in config/."
+    )
+    project: Slug = Field(default="modelferry", description="First part of every resource name.")
+    build_dir: str = Field(
+        default="build/{environment}",
+        description="Where releases, packages and the local environment's files go; relative to the repository.",
+    )
+    model: ModelSettings
+    datasets: dict[Slug, DatasetSettings] = Field(min_length=1, description="One table for each dataset.")
+    aws: AwsSettings
+    azure: AzureSettings
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+    hosting: HostingSettings = Field(default_factory=HostingSettings)
+    gateway: GatewaySettings = Field(default_factory=GatewaySettings)
+    local: LocalSettings | None = Field(
+        default=None,
+        description="Only where the AWS side is the emulator on this machine; its absence means real clouds.",
+    )
+    tags: dict[str, str] = Field(
+        default_factory=dict, max_length=40, description="Put on every resource of both clouds."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.model.dataset not in self.datasets:
+            raise ValueError(f"model.dataset is {self.model.dataset!r}; allowed: {', '.join(sorted(self.datasets))}")
+        # S3 allows 63 characters and the longest of our bucket names carries account and region.
+        for name in (self.data_bucket, self.artifact_bucket, self.log_bucket):
+            if len(name) > 63:
+                raise ValueError(
+                    f"project and environment make the bucket name {name!r} longer than S3's 63 characters"
+                )
+        if len(self.function_app) > 32:
+            raise ValueError(
+                f"project, environment and azure.suffix make the Function App name {self.function_app!r} longer than 32 "
+                "characters, past which the host ids of two apps can collide"
+            )
+        return self
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.project}-{self.environment}"
+
+    def stack(self, name: str) -> str:
+        return f"{self.prefix}-{name}"
+
+    def _bucket(self, purpose: str) -> str:
+        return f"{self.prefix}-{purpose}-{self.aws.account}-{self.aws.region}"
+
+    @property
+    def data_bucket(self) -> str:
+        return self._bucket("data")
+
+    @property
+    def artifact_bucket(self) -> str:
+        return self._bucket("artifacts")
+
+    @property
+    def log_bucket(self) -> str:
+        return self._bucket("logs")
+
+    @property
+    def repository(self) -> str:
+        return f"{self.prefix}-serving"
+
+    def role(self, purpose: str) -> str:
+        """IAM allows 64 characters; the region keeps two deployments of one account apart (IAM is global)."""
+        return f"{self.prefix}-{purpose}-{self.aws.region}"
+
+    @property
+    def pipeline(self) -> str:
+        return f"{self.prefix}-{self.model.name}"
+
+    @property
+    def model_package_group(self) -> str:
+        return f"{self.prefix}-{self.model.name}"
+
+    @property
+    def endpoint(self) -> str:
+        return f"{self.prefix}-{self.model.name}"
+
+    @property
+    def dataset_prefix(self) -> str:
+        """Key prefix of the dataset in the data bucket; its manifest.json starts the pipeline."""
+        return f"datasets/{self.model.name}"
+
+    @property
+    def azure_name(self) -> str:
+        return f"{self.prefix}-{self.azure.suffix}"
+
+    @property
+    def resource_group(self) -> str:
+        return f"rg-{self.prefix}"
+
+    @property
+    def function_app(self) -> str:
+        return f"func-{self.azure_name}"
+
+    @property
+    def storage_account(self) -> str:
+        """3 to 24 lower-case letters and digits, globally unique: a readable head, a hash of the rest."""
+        digest = hashlib.sha256(f"{self.azure_name}/{self.azure.location}".encode()).hexdigest()[:8]
+        return f"st{re.sub('[^a-z0-9]', '', self.prefix)[:14]}{digest}"
+
+    @property
+    def build_path(self) -> Path:
+        return ROOT / self.build_dir.format(environment=self.environment)
+
+    @property
+    def release_path(self) -> Path:
+        """Where `ferry release` puts release.json beside its model.tar.gz, and where the stacks look for it."""
+        return self.build_path / "release" / "release.json"
+
+    @property
+    def package_path(self) -> Path:
+        """The zip that `ferry package` builds for Azure."""
+        return self.build_path / "package" / "released-package.zip"
+
+
+def load_settings(environment: str | None = None) -> Settings:
+    """Read one environment's settings.
+
+    `environment` is a name (a file below config/) or a path to a .toml file; None takes FERRY_ENV, and `local` where that
+    is not set. Raises SettingsError.
+    """
+    path = settings_file(environment)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        known = ", ".join(sorted(p.stem for p in (ROOT / "config").glob("*.toml")))
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}); environments in config/: {known}") from error
+    if len(raw) > MAX_SETTINGS_BYTES:
+        raise SettingsError(f"{path}: {len(raw)} bytes; settings are at most {MAX_SETTINGS_BYTES}")
+    try:
+        table = tomllib.loads(raw.decode("utf-8-sig").replace("\r\n", "\n"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{path}: not TOML in UTF-8: {error}") from error
+    table.setdefault("environment", path.stem)
+    try:
+        settings = Settings.model_validate(table)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(path, problem) for problem in error.errors())) from error
+    if path.parent == ROOT / "config" and settings.environment != path.stem:
+        raise SettingsError(
+            f"{path}: environment: found {settings.environment!r}; allowed: {path.stem!r}, the file's name"
+        )
+    return settings
+
+
+def settings_file(environment: str | None = None) -> Path:
+    """The file that `load_settings` reads for the same argument."""
+    if environment is None:
+        environment = os.environ.get(ENVIRONMENT_VARIABLE, DEFAULT_ENVIRONMENT)
+        if not environment:
+            raise SettingsError(
+                f"{ENVIRONMENT_VARIABLE} is set but empty; give a name in config/ or a path to a .toml file"
+            )
+    if environment.endswith(".toml"):
+        return Path(environment).resolve()
+    return ROOT / "config" / f"{environment}.toml"
+
+
+def _explain(path: Path, problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location) or "settings"
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(known)}"
+        return f"{path}: {key}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{path}: {key}: missing; {_description(location)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    found = "" if isinstance(problem["input"], dict) else f"found {problem['input']!r}; "
+    return f"{path}: {key}: {found}{message}"
+
+
+def _table_at(location: list[str]) -> type[BaseModel] | None:
+    table: type[BaseModel] = Settings
+    for index, part in enumerate(location):
+        if part == "datasets":
+            return DatasetSettings if len(location) > index + 1 else None
+        annotation = table.model_fields[part].annotation if part in table.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return None
+        table = annotation
+    return table
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    table = _table_at(location)
+    return list(table.model_fields) if table else []
+
+
+def _description(location: list[str]) -> str:
+    table = _table_at(location[:-1])
+    field = table.model_fields.get(location[-1]) if table else None
+    return (field.description if field and field.description else "a table is needed") if location else ""

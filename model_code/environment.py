@@ -1,0 +1,77 @@
+"""Names of the environment variables and of the folders that the platforms hand to our code.
+
+Standard library only: the stacks that set these names and the processes that read them both import this module, so that a
+renamed variable breaks synth and not production.
+
+`SM_*` variables are set by AWS's sagemaker-training toolkit (its ENVIRONMENT_VARIABLES.md); SageMaker itself provides only
+the files below /opt/ml (SageMaker Developer Guide, "How Amazon SageMaker provides training information").
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+# The release that the deployment expects; the server refuses any other model.
+RELEASE_ID = "FERRY_RELEASE_ID"
+MODEL_JSON_SHA256 = "FERRY_MODEL_JSON_SHA256"
+
+# Serving.
+WORKERS = "FERRY_WORKERS"
+MODEL_DIR = "FERRY_MODEL_DIR"
+BIND_TO_PORT = "SAGEMAKER_BIND_TO_PORT"
+DEFAULT_PORT = 8080
+
+# Training.
+MODEL_NAME = "FERRY_MODEL"
+DATASET = "FERRY_DATASET"
+SOURCE_REVISION = "FERRY_SOURCE_REVISION"
+BASE_DIR = "SAGEMAKER_BASE_DIR"
+SM_HPS = "SM_HPS"
+SM_MODEL_DIR = "SM_MODEL_DIR"
+SM_OUTPUT_DIR = "SM_OUTPUT_DIR"
+SM_CHANNEL_PREFIX = "SM_CHANNEL_"
+
+# What a model artifact and a release are made of.
+MODEL_FILE = "model.onnx"
+SIGNATURE_FILE = "model.json"
+RELEASE_FILE = "release.json"
+ARCHIVE_FILE = "model.tar.gz"
+
+
+@dataclass(frozen=True)
+class MlPaths:
+    """The /opt/ml layout below `base`; SAGEMAKER_BASE_DIR moves it, as it does for AWS's own toolkits."""
+
+    base: Path
+
+    @classmethod
+    def from_environment(cls) -> "MlPaths":
+        return cls(Path(os.environ.get(BASE_DIR) or "/opt/ml"))
+
+    @property
+    def model(self) -> Path:
+        return self.base / "model"
+
+    @property
+    def output(self) -> Path:
+        return self.base / "output"
+
+    @property
+    def failure(self) -> Path:
+        """Its first 1,024 characters become the job's FailureReason."""
+        return self.output / "failure"
+
+    @property
+    def hyperparameters(self) -> Path:
+        return self.base / "input" / "config" / "hyperparameters.json"
+
+    @property
+    def input_data_config(self) -> Path:
+        return self.base / "input" / "config" / "inputdataconfig.json"
+
+    @property
+    def resource_config(self) -> Path:
+        return self.base / "input" / "config" / "resourceconfig.json"
+
+    def channel(self, name: str) -> Path:
+        return self.base / "input" / "data" / name
