@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## Lists the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-demo: setup ## The whole journey on this machine; DATA=<folder> gives the images, KEEP=1 leaves both doors open
+demo: setup ## The whole journey on this machine; DATA=<folder>|digits gives the images, KEEP=1 leaves both doors open
 	@$(BIN)/ferry --env local demo $(if $(DATA),--data "$(DATA)") $(if $(KEEP),--keep)
 
 test: setup .venv-checkov/.ready ## Format, lint, types and every test

@@ -10,7 +10,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT_VARIABLE = "FERRY_ENV"
 DEFAULT_ENVIRONMENT = "local"
 MAX_SETTINGS_BYTES = 256 * 1024
+# The newest Python that azure-functions 1.x, onnxruntime and the Flex Consumption plan have in common.
+FUNCTION_PYTHON = "3.12"
 
 
 def _no_placeholder(account: str) -> str:
@@ -104,6 +106,17 @@ class GatewaySettings(_Table):
     burst_limit: Annotated[int, Field(ge=1, le=5000)] = Field(default=100, description="Requests at once.")
 
 
+class AzureStateSettings(_Table):
+    """A blob container, made beforehand, that keeps the Terraform state of a team."""
+
+    storage_account: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{3,24}$")] = Field(
+        description="Storage account; whoever deploys needs Storage Blob Data Contributor on the container."
+    )
+    container: Annotated[str, StringConstraints(pattern=r"^[a-z0-9](-?[a-z0-9]){2,62}$")] = Field(
+        description="Blob container; the key is the name of the stack."
+    )
+
+
 class AzureSettings(_Table):
     """The Function App and what it needs."""
 
@@ -120,6 +133,9 @@ class AzureSettings(_Table):
     )
     log_retention_days: Annotated[int, Field(ge=30, le=730)] = Field(
         default=30, description="Days that Log Analytics keeps data."
+    )
+    state: AzureStateSettings | None = Field(
+        default=None, description="Where a team keeps the Terraform state; without it a file in this folder does."
     )
 
 
@@ -246,6 +262,27 @@ class Settings(_Table):
         return f"st{re.sub('[^a-z0-9]', '', self.prefix)[:14]}{digest}"
 
     @property
+    def deployment_container(self) -> str:
+        """The blob container that the Function App starts its package from."""
+        return "deployment"
+
+    @property
+    def service_plan(self) -> str:
+        return f"asp-{self.prefix}"
+
+    @property
+    def app_identity(self) -> str:
+        return f"id-{self.prefix}"
+
+    @property
+    def log_workspace(self) -> str:
+        return f"log-{self.prefix}"
+
+    @property
+    def app_insights(self) -> str:
+        return f"appi-{self.prefix}"
+
+    @property
     def build_path(self) -> Path:
         return ROOT / self.build_dir.format(environment=self.environment)
 
@@ -324,9 +361,11 @@ def _table_at(location: list[str]) -> type[BaseModel] | None:
         if part == "datasets":
             return DatasetSettings if len(location) > index + 1 else None
         annotation = table.model_fields[part].annotation if part in table.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        choices = [annotation, *get_args(annotation)]  # an optional table is `Table | None`
+        nested = [choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)]
+        if not nested:
             return None
-        table = annotation
+        table = nested[0]
     return table
 
 

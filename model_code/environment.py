@@ -57,6 +57,11 @@ class MlPaths:
         return self.base / "output"
 
     @property
+    def test_outputs(self) -> Path:
+        """What the trained network itself said on the testing channel: float32 (n, classes), beside the artifact in S3."""
+        return self.output / "data" / "test_outputs.npy"
+
+    @property
     def failure(self) -> Path:
         """Its first 1,024 characters become the job's FailureReason."""
         return self.output / "failure"

@@ -1,0 +1,222 @@
+"""Turns a model artifact into a release: fetch, read by allow-list, verify, gate, pin, store once.
+
+A release is immutable. The first one that is stored for an ONNX file stands: the same file released again, by the same job
+or by a later one, gives that first release back. Nothing is published unless everything before it succeeded.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from ferry import aws
+from ferry.archive import read_archive, write_archive
+from ferry.errors import FerryError, Refused
+from ferry.files import write_atomically
+from infra.release import (
+    FileDigest,
+    Gate,
+    Release,
+    ReleaseError,
+    StoredArchive,
+    parse_release,
+    read_release,
+    release_id,
+)
+from infra.settings import Settings
+from model_code import environment
+from model_code.inference.contract import ModelDescription, parse_model_json
+from model_code.inference.errors import ModelInvalid
+from model_code.inference.predictor import Predictor
+
+RELEASES_PREFIX = "releases"
+_MAX_ARTIFACT = 2 * 2**30
+
+Report = Callable[[str], None]
+
+
+def make_release(settings: Settings, artifact: str, report: Report, *, execution: str = "local") -> Release:
+    """Release the model artifact at `artifact`, a path or an s3:// URI of a model.tar.gz.
+
+    Leaves release.json and model.tar.gz in the artifacts bucket below releases/<release id>/ and beside
+    `settings.release_path`. `execution` is the ARN of the pipeline execution that made the artifact, or "local".
+    Raises FerryError; then whatever was released before still is.
+    """
+    raw = _fetch(settings, artifact)
+    report(f"fetched   {artifact}: {len(raw):,} bytes")
+    members = read_archive(raw, artifact)
+    description = _verify(members, artifact)
+    identifier = release_id(description.model, description.onnx.sha256)
+    report(f"verified  {identifier}: digests, signature, golden inference")
+    gate = _gate(settings, description, artifact)
+    report(f"gate      accuracy {gate.value:.4f}, at least {gate.threshold:.4f} wanted")
+    release, archive = _store(settings, description, members, gate, execution)
+    write_atomically(settings.release_path.with_name(environment.ARCHIVE_FILE), archive)
+    write_atomically(settings.release_path, release.to_bytes())
+    report(f"released  {release.archive.uri}")
+    return release
+
+
+def current_release(settings: Settings) -> tuple[Release, dict[str, bytes]]:
+    """The release beside `settings.release_path` and its two members, checked against every digest it names.
+
+    Raises FerryError where there is none or where a byte differs.
+    """
+    try:
+        release = read_release(settings.release_path)
+    except ReleaseError as error:
+        raise FerryError(str(error)) from error
+    path = settings.release_path.with_name(environment.ARCHIVE_FILE)
+    try:
+        archive = path.read_bytes()
+    except OSError as error:
+        raise FerryError(f"{path}: cannot be read ({error.strerror}); make it with `ferry release`") from error
+    return release, verified_members(release, archive, str(path))
+
+
+def verified_members(release: Release, archive: bytes, origin: str) -> dict[str, bytes]:
+    """model.json and model.onnx out of a released archive, after its digest and theirs were compared with the release."""
+    _same(origin, release.archive, archive)
+    members = read_archive(archive, origin, exact=True)
+    _same(f"{origin}: {environment.MODEL_FILE}", release.onnx, members[environment.MODEL_FILE])
+    _same(f"{origin}: {environment.SIGNATURE_FILE}", release.model_json, members[environment.SIGNATURE_FILE])
+    return members
+
+
+def _same(origin: str, expected: FileDigest, content: bytes) -> None:
+    actual = _digest(content)
+    if (actual.sha256, actual.size) != (expected.sha256, expected.size):
+        raise FerryError(
+            f"DIGEST_MISMATCH {origin}: expected sha256 {expected.sha256}, {expected.size} bytes; "
+            f"found {actual.sha256}, {actual.size} bytes; make the release again with `ferry release`"
+        )
+
+
+def _digest(content: bytes) -> FileDigest:
+    return FileDigest(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+
+
+def _fetch(settings: Settings, artifact: str) -> bytes:
+    if artifact.startswith("s3://"):
+        uri = urlsplit(artifact)
+        try:
+            answer = aws.client(settings, "s3").get_object(Bucket=uri.netloc, Key=uri.path.lstrip("/"))
+            if answer["ContentLength"] > _MAX_ARTIFACT:
+                raise FerryError(f"{artifact}: {answer['ContentLength']} bytes; at most {_MAX_ARTIFACT}")
+            content: bytes = answer["Body"].read()
+        except (ClientError, BotoCoreError) as error:
+            raise FerryError(f"ARTIFACT_MISSING {artifact}: {error}") from error
+        return content
+    path = Path(artifact)
+    if not path.is_file():
+        raise Refused(
+            f"ARTIFACT_MISSING {artifact}: no such file; give the model.tar.gz of a training job, or its s3:// URI"
+        )
+    if path.stat().st_size > _MAX_ARTIFACT:
+        raise FerryError(f"{artifact}: {path.stat().st_size} bytes; at most {_MAX_ARTIFACT}")
+    return path.read_bytes()
+
+
+def _verify(members: dict[str, bytes], origin: str) -> ModelDescription:
+    """Parse the description, compare digests, load the model and run its golden inputs."""
+    try:
+        description = parse_model_json(members[environment.SIGNATURE_FILE])
+        with tempfile.TemporaryDirectory(prefix="ferry-release-") as folder:
+            for name, content in members.items():
+                (Path(folder) / name).write_bytes(content)
+            Predictor.load(Path(folder))
+    except ModelInvalid as error:
+        raise FerryError(f"MODEL_INVALID {origin}: {error}") from error
+    return description
+
+
+def _gate(settings: Settings, description: ModelDescription, origin: str) -> Gate:
+    dataset = settings.datasets.get(description.training.dataset, settings.datasets[settings.model.dataset])
+    accuracy = description.metrics.get("accuracy")
+    if description.model != settings.model.name:
+        raise Refused(
+            f"{origin}: a {description.model!r} model; environment {settings.environment!r} serves {settings.model.name!r}"
+        )
+    if accuracy is None or not accuracy >= dataset.gate:
+        raise FerryError(
+            f"GATE_FAILED {origin}: accuracy {accuracy} on {description.training.dataset}, at least {dataset.gate} wanted "
+            f"(datasets.{description.training.dataset}.gate); nothing was published"
+        )
+    return Gate(metric="accuracy", threshold=dataset.gate, value=accuracy)
+
+
+def _store(
+    settings: Settings, description: ModelDescription, members: dict[str, bytes], gate: Gate, execution: str
+) -> tuple[Release, bytes]:
+    """Put archive and manifest under names that are written once; returns what stands there, whoever wrote it."""
+    identifier = release_id(description.model, description.onnx.sha256)
+    prefix = f"{RELEASES_PREFIX}/{identifier}"
+    s3 = aws.client(settings, "s3")
+    try:
+        version, archive = _put_once(
+            s3, settings.artifact_bucket, f"{prefix}/{environment.ARCHIVE_FILE}", write_archive(members)
+        )
+        stored = read_archive(archive, f"s3://{settings.artifact_bucket}/{prefix}", exact=True)
+        _same_release(prefix, members, stored)
+        # An earlier job may have stored the archive: the manifest then describes that archive and that job's record.
+        standing = parse_model_json(stored[environment.SIGNATURE_FILE])
+        release = Release(
+            schema_version=1,
+            release_id=identifier,
+            model=standing.model,
+            dataset=standing.training.dataset,
+            archive=StoredArchive(
+                uri=f"s3://{settings.artifact_bucket}/{prefix}/{environment.ARCHIVE_FILE}",
+                version_id=version,
+                **_digest(archive).model_dump(),
+            ),
+            onnx=_digest(stored[environment.MODEL_FILE]),
+            model_json=_digest(stored[environment.SIGNATURE_FILE]),
+            metrics=dict(standing.metrics),
+            gate=gate,
+            pipeline_execution=execution,
+            training_end_time=standing.training.ended_at,
+        )
+        _, manifest = _put_once(
+            s3, settings.artifact_bucket, f"{prefix}/{environment.RELEASE_FILE}", release.to_bytes()
+        )
+    except (ClientError, BotoCoreError) as error:
+        raise FerryError(
+            f"s3://{settings.artifact_bucket}/{prefix}: {error}; nothing was switched, run it again"
+        ) from error
+    try:
+        return parse_release(manifest, f"s3://{settings.artifact_bucket}/{prefix}/{environment.RELEASE_FILE}"), archive
+    except ReleaseError as error:
+        raise FerryError(str(error)) from error
+
+
+def _put_once(s3: Any, bucket: str, key: str, content: bytes) -> tuple[str, bytes]:
+    """Store `content` unless the key exists; returns version id and content of what stands there.
+
+    The condition is checked by S3 itself (If-None-Match), so of two publishers at once exactly one writes.
+    """
+    try:
+        answer = s3.put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*", ChecksumAlgorithm="SHA256")
+        return answer["VersionId"], content
+    except ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (409, 412):
+            raise
+    standing = s3.get_object(Bucket=bucket, Key=key)
+    return standing["VersionId"], standing["Body"].read()
+
+
+def _same_release(prefix: str, ours: dict[str, bytes], standing: dict[str, bytes]) -> None:
+    """A standing release may come from another job, but not say something else about the model."""
+    if ours[environment.MODEL_FILE] != standing[environment.MODEL_FILE]:
+        raise FerryError(f"CONFLICT {prefix}: another ONNX file with the same first 12 digits is released; train again")
+    signatures = [json.loads(members[environment.SIGNATURE_FILE])["signature"] for members in (ours, standing)]
+    if signatures[0] != signatures[1]:
+        raise FerryError(
+            f"CONFLICT {prefix}: this ONNX file is already released with another signature (labels, preprocessing or golden "
+            "values); a release never changes: train a model that differs, or roll out the standing one"
+        )

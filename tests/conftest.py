@@ -1,0 +1,27 @@
+"""What every test runs under: no credentials of a real account, no setting of the caller's."""
+
+import os
+
+import pytest
+
+# Set before anything imports boto3: a test that forgets its endpoint must fail, not reach somebody's account.
+for _name in [name for name in os.environ if name.startswith(("AWS_", "FERRY_", "SM_", "SAGEMAKER_", "ARM_"))]:
+    del os.environ[_name]
+os.environ |= {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+}
+
+
+@pytest.fixture(autouse=True)
+def _environment_is_left_as_it_was() -> object:
+    """A test may set variables with monkeypatch only; anything else would leak into the next one."""
+    before = dict(os.environ)
+    yield
+    left = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    before.pop("PYTEST_CURRENT_TEST", None)
+    assert left == before

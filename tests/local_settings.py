@@ -1,0 +1,62 @@
+"""Settings files for tests that run the local environment: free ports and a build folder of their own."""
+
+import socket
+from pathlib import Path
+
+from infra.settings import Settings, load_settings
+
+_TEMPLATE = """\
+environment = "{name}"
+build_dir = "{build}"
+
+[model]
+name = "mnist"
+dataset = "mnist"
+
+[datasets.mnist]
+gate = {gate}
+hyperparameters = {{ epochs = "1" }}
+
+[datasets.digits]
+gate = 0.95
+hyperparameters = {{ epochs = "20" }}
+
+[aws]
+account = "123456789012"
+region = "us-east-1"
+retain_data = false
+
+[azure]
+location = "westeurope"
+suffix = "tests"
+
+[local]
+emulator_port = {ports[0]}
+sagemaker_port = {ports[1]}
+azure_port = {ports[2]}
+"""
+
+
+def write_settings(folder: Path, name: str = "trial", gate: float = 0.5) -> Path:
+    """Write a settings file below `folder` and return its path; the ports were free a moment ago."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.toml"
+    path.write_text(_TEMPLATE.format(name=name, build=folder / "build", gate=gate, ports=free_ports(3)))
+    return path
+
+
+def local_settings(folder: Path, name: str = "trial", gate: float = 0.5) -> Settings:
+    """The settings of a file that `write_settings` just wrote."""
+    return load_settings(str(write_settings(folder, name, gate)))
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that nobody listens on; held open together so that they differ."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
