@@ -19,6 +19,7 @@ MODEL_JSON_SHA256 = "FERRY_MODEL_JSON_SHA256"
 WORKERS = "FERRY_WORKERS"
 MODEL_DIR = "FERRY_MODEL_DIR"
 BIND_TO_PORT = "SAGEMAKER_BIND_TO_PORT"
+BIND_ADDRESS = "FERRY_BIND_ADDRESS"
 DEFAULT_PORT = 8080
 
 # Training.
@@ -30,6 +31,16 @@ SM_HPS = "SM_HPS"
 SM_MODEL_DIR = "SM_MODEL_DIR"
 SM_OUTPUT_DIR = "SM_OUTPUT_DIR"
 SM_CHANNEL_PREFIX = "SM_CHANNEL_"
+
+# The line that every model prints once an epoch, and how SageMaker reads its numbers (MetricDefinitions of the training job).
+METRICS_LINE = (
+    "metrics epoch={epoch} train_loss={train_loss:.4f} test_loss={test_loss:.4f} test_accuracy={test_accuracy:.4f}"
+)
+METRIC_DEFINITIONS = (
+    ("train:loss", "train_loss=([0-9.]+)"),
+    ("test:loss", "test_loss=([0-9.]+)"),
+    ("test:accuracy", "test_accuracy=([0-9.]+)"),
+)
 
 # What a model artifact and a release are made of.
 MODEL_FILE = "model.onnx"

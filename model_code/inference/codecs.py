@@ -1,0 +1,360 @@
+"""Bytes to a batch and an answer to bytes, one function for each media type. Nothing here ever unpickles.
+
+Decoding is strict, because ONNX Runtime is not: it answers NaN for NaN. A number is refused unless it is finite and stays so
+as float32, and an array unless it has exactly the model's shape.
+
+JSON is read by simdjson, which has four habits that this module makes good:
+
+- `Array.as_buffer` flattens, so [[1], 2] and [1, [2]] look alike: `_has_shape` and the count of brackets prove the shape.
+- A parser refuses to parse while a proxy of its last document lives, and the traceback of an exception keeps proxies alive:
+  a thread puts its parser back only after a success, so that one bad request never makes the next one fail.
+- Its errors have no position, and one name for NaN and for a missing comma: after a failure, and only then,
+  `_why_not_json` asks the standard library.
+- It skips a byte order mark, which JSON does not have (RFC 8259, section 8.1).
+"""
+
+import ast
+import io
+import json
+import math
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+import numpy as np
+import simdjson
+from numpy.typing import NDArray
+
+from model_code.inference.contract import MAX_INSTANCES, Signature
+from model_code.inference.errors import (
+    BadDtype,
+    BadField,
+    BadJson,
+    BadNpy,
+    BadShape,
+    DuplicateKey,
+    EmptyBatch,
+    MalformedRequest,
+    NotAcceptable,
+    NotFinite,
+    OutOfRange,
+    TooManyInstances,
+    UnsupportedMediaType,
+)
+from model_code.inference.preprocess import normalise
+
+JSON = "application/json"
+NPY = "application/x-npy"
+
+# A parser keeps buffers of about ten times the largest body it has seen; after a larger one than this it is dropped.
+_KEEP_PARSER_BYTES = 512 * 1024
+_MAX_NPY_HEADER_BYTES = 1024
+_NPY_DTYPES = ("<f4", ">f4", "<f8", ">f8", "|u1")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_QUALITY = re.compile(r"\d+(\.\d*)?")
+
+_idle = threading.local()
+_to_json = json.JSONEncoder(allow_nan=False).encode
+
+Shape = tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a decoder found: normalised inputs (n, ...), and whether the caller wants probabilities too."""
+
+    inputs: NDArray[np.float32]
+    probabilities: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an encoder writes: n labels, and the probabilities (n, classes) where they were asked for."""
+
+    labels: list[int | str]
+    probabilities: NDArray[np.float32] | None
+
+
+Decoder = Callable[[bytes, Signature], Batch]
+Encoder = Callable[[Answer, Signature], bytes]
+
+
+@lru_cache(maxsize=64)
+def find_decoder(content_type: str | None) -> Decoder:
+    """The decoder for a Content-Type header; a body without one is read as JSON. Raises UnsupportedMediaType."""
+    media_type, *parameters = (part.strip().lower() for part in (content_type or JSON).split(";"))
+    pairs = (parameter.partition("=") for parameter in parameters)
+    charsets = {value.strip(' "') for name, _, value in pairs if name.strip() == "charset"}
+    if media_type not in DECODERS or charsets - {"utf-8"}:
+        raise UnsupportedMediaType(f"Content-Type: supported are {', '.join(DECODERS)}, with no charset but utf-8")
+    return DECODERS[media_type]
+
+
+@lru_cache(maxsize=64)
+def find_encoder(accept: str | None) -> tuple[str, Encoder]:
+    """Media type and encoder that an Accept header prefers (RFC 9110, section 12.5.1); absent means any.
+
+    Where the caller has no preference, the first of ENCODERS it is. Raises NotAcceptable.
+    """
+    ranges = dict(_media_range(item) for item in (accept or "*/*").split(","))
+    media_type = max(ENCODERS, key=lambda candidate: _quality(candidate, ranges))
+    if _quality(media_type, ranges) <= 0:
+        raise NotAcceptable(f"Accept: supported are {', '.join(ENCODERS)}")
+    return media_type, ENCODERS[media_type]
+
+
+def _media_range(item: str) -> tuple[str, float]:
+    """`application/json;q=0.5` as ("application/json", 0.5); a weight that is none excludes the type."""
+    media_range, *parameters = (part.strip().lower() for part in item.split(";"))
+    weights = [parameter[2:] for parameter in parameters if parameter.startswith("q=")] or ["1"]
+    return media_range, float(weights[0]) if _QUALITY.fullmatch(weights[0]) else 0.0
+
+
+def _quality(media_type: str, ranges: Mapping[str, float]) -> float:
+    """The most specific range decides, so that `application/json;q=0, */*` excludes JSON."""
+    for candidate in (media_type, f"{media_type.partition('/')[0]}/*", "*/*"):
+        if candidate in ranges:
+            return ranges[candidate]
+    return 0.0
+
+
+def _decode_json(body: bytes, signature: Signature) -> Batch:
+    """{"data": normalised floats} or {"images": raw 0 to 255}, and optionally "probabilities": true or false."""
+    if body.startswith(_BYTE_ORDER_MARK):
+        raise BadJson("the body starts with a byte order mark; JSON is UTF-8 without one")
+    parser = _idle.__dict__.pop("parser", None) or simdjson.Parser()
+    try:
+        document = parser.parse(body)
+    except (ValueError, RuntimeError) as error:
+        raise _why_not_json(body) from error
+    batch = _read_document(document, body, signature)
+    del document
+    if len(body) <= _KEEP_PARSER_BYTES:
+        _idle.parser = parser
+    return batch
+
+
+def _read_document(document: Any, body: bytes, signature: Signature) -> Batch:
+    if not isinstance(document, simdjson.Object):
+        raise BadField("the body is an object with data (normalised) or images (raw, 0 to 255)")
+    keys = list(document.keys())
+    if len(set(keys)) != len(keys):
+        raise DuplicateKey("a key of the body appears twice")
+    if not set(keys) <= {"data", "images", "probabilities"}:
+        raise BadField("unknown key; the keys are data or images, and probabilities")
+    if ("data" in keys) == ("images" in keys):
+        raise BadField("exactly one of data (normalised) and images (raw, 0 to 255) is needed")
+    probabilities = document["probabilities"] if "probabilities" in keys else False
+    if not isinstance(probabilities, bool):
+        raise BadDtype("probabilities: true or false")
+    if "data" in keys:
+        return Batch(_read_data(document["data"], body, signature), probabilities)
+    return Batch(_read_images(document["images"], body, signature), probabilities)
+
+
+def _read_data(value: Any, body: bytes, signature: Signature) -> NDArray[np.float32]:
+    return _to_float32("data", _read_numbers("data", value, body, [signature.input.shape]))
+
+
+def _read_images(value: Any, body: bytes, signature: Signature) -> NDArray[np.float32]:
+    pixels = _read_numbers("images", value, body, _image_shapes(signature))
+    if pixels.min() < 0 or pixels.max() > 255:
+        raise OutOfRange("images: raw pixels are 0 to 255")
+    return _normalise_images(pixels, signature)
+
+
+def _read_numbers(name: str, value: Any, body: bytes, shapes: Sequence[Shape]) -> NDArray[np.float64]:
+    """The numbers below one key as (n, ...), in the one of `shapes` that has the value's rank."""
+    if not isinstance(value, simdjson.Array):
+        raise _bad_shape(name, shapes) if type(value) in (int, float) else _bad_dtype(name)
+    _check_instances(len(value))
+    try:
+        numbers = np.frombuffer(value.as_buffer(of_type="d"), np.float64)
+    except TypeError as error:
+        raise _bad_dtype(name) from error
+    sizes = (len(value), *_find_shape(name, _rank(value), shapes))
+    # Every array above the innermost ones has been seen to hold arrays of the right length. The keys hold no bracket, so
+    # that no array can hide among the numbers once the body has as many brackets as the shape has arrays.
+    brackets = np.count_nonzero(np.frombuffer(body, np.uint8) == ord("["))
+    if not _has_shape(value, sizes) or brackets != _count_arrays(sizes):
+        raise _bad_shape(name, shapes)
+    return numbers.reshape(sizes)
+
+
+def _rank(value: Any) -> int:
+    rank = 0
+    while isinstance(value, simdjson.Array):
+        value = value[0] if len(value) else None
+        rank += 1
+    return rank
+
+
+def _has_shape(array: Any, sizes: tuple[int, ...]) -> bool:
+    """Whether `array` nests arrays of exactly these lengths; what the innermost ones hold is not looked at."""
+    level = [array]
+    for depth, size in enumerate(sizes, start=1):
+        if {len(item) if isinstance(item, simdjson.Array) else None for item in level} != {size}:
+            return False
+        if depth < len(sizes):
+            level = [inner for item in level for inner in item]
+    return True
+
+
+def _count_arrays(sizes: tuple[int, ...]) -> int:
+    """How many arrays nested JSON of this shape has: 1 + n * (1 + channels * (1 + rows))."""
+    count = 1
+    for size in reversed(sizes[:-1]):
+        count = 1 + size * count
+    return count
+
+
+def _why_not_json(body: bytes) -> MalformedRequest:
+    """What exactly simdjson refused, with the position."""
+    try:
+        json.loads(
+            body.decode("utf-8"),
+            parse_constant=_refuse_constant,
+            parse_float=_refuse_infinite,
+            parse_int=_refuse_large,
+        )
+    except MalformedRequest as error:
+        return error
+    except UnicodeDecodeError as error:
+        return BadJson(f"the body is not UTF-8 at byte {error.start}")
+    except json.JSONDecodeError as error:
+        return BadJson(f"the body is not JSON at character {error.pos}: {error.msg}")
+    except RecursionError:
+        return BadJson("the body is nested too deeply")
+    return BadJson("the body is nested more than 1024 levels deep, or a text in it has half a surrogate pair")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise NotFinite(f"{name} is no number in JSON")
+
+
+def _refuse_infinite(text: str) -> None:
+    if math.isinf(float(text)):
+        raise NotFinite("a number is too large for float64")
+
+
+def _refuse_large(text: str) -> None:
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
+        raise OutOfRange("a whole number does not fit 64 bits; write it with an exponent or a decimal point")
+
+
+def _decode_npy(body: bytes, signature: Signature) -> Batch:
+    """An array as numpy.save writes it: float32 or float64 is normalised, uint8 is raw. Fortran order is fine."""
+    header, start = _npy_header(body)
+    descr, shape = header["descr"], header["shape"]
+    if descr not in _NPY_DTYPES:
+        raise BadDtype("npy: float32 and float64 (normalised) and uint8 (raw) are supported")
+    raw = descr == "|u1"
+    shapes = _image_shapes(signature) if raw else [signature.input.shape]
+    if not shape:
+        raise _bad_shape("npy", shapes)
+    _check_instances(shape[0])
+    sizes = (shape[0], *_find_shape("npy", len(shape), shapes))
+    if shape != sizes:
+        raise _bad_shape("npy", shapes)
+    dtype = np.dtype(descr)
+    if len(body) - start != math.prod(sizes) * dtype.itemsize:
+        raise BadNpy(f"the header promises {math.prod(sizes) * dtype.itemsize} bytes, {len(body) - start} follow it")
+    values = np.frombuffer(body, dtype, offset=start).reshape(sizes, order="F" if header["fortran_order"] else "C")
+    inputs = _normalise_images(values, signature) if raw else _to_float32("npy", values)
+    return Batch(np.ascontiguousarray(inputs), probabilities=False)
+
+
+def _npy_header(body: bytes) -> tuple[dict[str, Any], int]:
+    """The header of the format (numpy.lib.format) as a dict of checked types, and where the data starts."""
+    if body[:6] != b"\x93NUMPY" or body[6:8] not in (b"\x01\x00", b"\x02\x00", b"\x03\x00"):
+        raise BadNpy("the body does not start like a .npy file of version 1, 2 or 3")
+    size_end = 10 if body[6] == 1 else 12
+    end = size_end + int.from_bytes(body[8:size_end], "little")
+    if not size_end < end <= min(len(body), _MAX_NPY_HEADER_BYTES):
+        raise BadNpy(f"the header ends at byte {end} of {len(body)}; at most {_MAX_NPY_HEADER_BYTES} are read")
+    try:
+        header = ast.literal_eval(body[size_end:end].decode("utf-8"))
+    # What it raises for text that is no literal, as its documentation lists it.
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
+        raise BadNpy("the header is no Python literal") from error
+    if not isinstance(header, dict) or header.keys() != {"descr", "fortran_order", "shape"}:
+        raise BadNpy("the header has exactly the keys descr, fortran_order and shape")
+    shape = header["shape"]
+    if not isinstance(shape, tuple) or any(type(size) is not int or size < 0 for size in shape):
+        raise BadNpy("the header's shape is a tuple of whole numbers, 0 or more")
+    if type(header["fortran_order"]) is not bool:
+        raise BadNpy("the header's fortran_order is True or False")
+    return header, end
+
+
+def _check_instances(count: int) -> None:
+    if count == 0:
+        raise EmptyBatch("the batch is empty; it holds at least one instance")
+    if count > MAX_INSTANCES:
+        raise TooManyInstances(f"{count} instances; at most {MAX_INSTANCES} in one request")
+
+
+def _image_shapes(signature: Signature) -> list[Shape]:
+    """How raw images may come: (n, channels, rows, columns), and (n, rows, columns) where there is one channel."""
+    shape = signature.input.shape
+    if len(shape) != 4:
+        raise BadField("this model takes no raw images; send normalised data")
+    return [shape, (None, *shape[2:])] if shape[1] == 1 else [shape]
+
+
+def _find_shape(name: str, rank: int, shapes: Sequence[Shape]) -> tuple[int, ...]:
+    """The sizes behind the batch of the shape that has this rank."""
+    for shape in shapes:
+        if len(shape) == rank:
+            return _sizes(shape)
+    raise _bad_shape(name, shapes)
+
+
+def _sizes(shape: Shape) -> tuple[int, ...]:
+    return tuple(size for size in shape if size is not None)
+
+
+def _normalise_images(pixels: NDArray[Any], signature: Signature) -> NDArray[np.float32]:
+    return normalise(pixels.reshape(-1, *_sizes(signature.input.shape)), signature.preprocessing)
+
+
+def _to_float32(name: str, values: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        result = values.astype(np.float32)
+    if not np.isfinite(result).all():
+        if np.isfinite(values).all():
+            raise OutOfRange(f"{name}: a number is outside the range of float32")
+        raise NotFinite(f"{name}: NaN and infinity are not allowed")
+    return result
+
+
+def _bad_shape(name: str, shapes: Sequence[Shape]) -> BadShape:
+    allowed = " or ".join(f"[n, {', '.join(map(str, shape[1:]))}]" for shape in shapes)
+    return BadShape(f"{name}: expected shape {allowed}")
+
+
+def _bad_dtype(name: str) -> BadDtype:
+    return BadDtype(f"{name}: only numbers; no text, null, true, false or object")
+
+
+def _encode_json(answer: Answer, signature: Signature) -> bytes:
+    document: dict[str, Any] = {signature.response_key: answer.labels}
+    if answer.probabilities is not None:
+        document["probabilities"] = answer.probabilities.tolist()
+    return _to_json(document).encode("ascii")
+
+
+def _encode_npy(answer: Answer, signature: Signature) -> bytes:
+    if answer.probabilities is not None:
+        raise BadField(f"probabilities: only with Accept: {JSON}")
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.asarray(answer.labels), allow_pickle=False)
+    return stream.getvalue()
+
+
+DECODERS: Mapping[str, Decoder] = MappingProxyType({JSON: _decode_json, NPY: _decode_npy})
+ENCODERS: Mapping[str, Encoder] = MappingProxyType({JSON: _encode_json, NPY: _encode_npy})

@@ -1,0 +1,160 @@
+"""Everything that can go wrong between the bytes of a request and the bytes of its answer.
+
+    InferenceError
+    ├── ModelInvalid                 the files of the model cannot be trusted; nothing is served
+    │   └── DigestMismatch           a file is not the one that the release or model.json names
+    ├── ModelOutputInvalid           the model gave something that is no answer (not finite)
+    ├── NotReady                     no verified model is loaded
+    ├── Overloaded                   more requests wait than the queue holds
+    └── RequestError                 the caller can repair it
+        ├── MalformedRequest         the body cannot be used as it is
+        │   ├── EmptyBody
+        │   ├── BadLength            the body has another length than its Content-Length
+        │   ├── BadJson
+        │   ├── BadNpy
+        │   ├── BadField             a key that is unknown, missing, or excludes another
+        │   ├── DuplicateKey
+        │   ├── BadShape
+        │   ├── BadDtype
+        │   ├── NotFinite
+        │   ├── OutOfRange
+        │   └── EmptyBatch
+        ├── RequestTooLarge
+        │   ├── BodyTooLarge
+        │   └── TooManyInstances
+        ├── NotAcceptable            no encoder for what the caller accepts
+        ├── UnsupportedMediaType     no decoder for what the caller sent
+        ├── NotFound                 no such path
+        ├── MethodNotAllowed         the path exists, for other methods
+        └── ReadTimeout              the body did not arrive in time
+
+A message says what was found, where, and what is allowed: it goes to the caller as it is, so it never holds a path of the
+machine or a part of the body. The messages of ModelInvalid are for the operator's log only. This module knows no protocol:
+which answer an error becomes is the one table in `respond.py`.
+"""
+
+from typing import ClassVar
+
+
+class InferenceError(Exception):
+    """Base of all errors that this package raises on purpose; `code` is what callers may rely on."""
+
+    code: ClassVar[str] = "INTERNAL"
+
+
+class ModelInvalid(InferenceError):
+    """The model directory cannot be served; the message names the file, the field and what is allowed."""
+
+    code = "MODEL_INVALID"
+
+
+class DigestMismatch(ModelInvalid):
+    """The bytes of a file are not those that the release, or model.json, promises."""
+
+    code = "DIGEST_MISMATCH"
+
+
+class ModelOutputInvalid(InferenceError):
+    """The model's output holds a value that is not finite: there is no answer to give."""
+
+
+class NotReady(InferenceError):
+    """No verified model is loaded."""
+
+    code = "NOT_READY"
+
+
+class Overloaded(InferenceError):
+    """The queue in front of the model is full; the same request may succeed a moment later."""
+
+    code = "OVERLOADED"
+
+
+class RequestError(InferenceError):
+    """Base of everything that the caller can repair."""
+
+
+class MalformedRequest(RequestError):
+    """Base of everything that is wrong inside a body."""
+
+
+class EmptyBody(MalformedRequest):
+    code = "EMPTY_BODY"
+
+
+class BadLength(MalformedRequest):
+    code = "BAD_LENGTH"
+
+
+class BadJson(MalformedRequest):
+    code = "BAD_JSON"
+
+
+class BadNpy(MalformedRequest):
+    code = "BAD_NPY"
+
+
+class BadField(MalformedRequest):
+    code = "BAD_FIELD"
+
+
+class DuplicateKey(MalformedRequest):
+    code = "DUPLICATE_KEY"
+
+
+class BadShape(MalformedRequest):
+    code = "BAD_SHAPE"
+
+
+class BadDtype(MalformedRequest):
+    code = "BAD_DTYPE"
+
+
+class NotFinite(MalformedRequest):
+    code = "NOT_FINITE"
+
+
+class OutOfRange(MalformedRequest):
+    code = "OUT_OF_RANGE"
+
+
+class EmptyBatch(MalformedRequest):
+    code = "EMPTY_BATCH"
+
+
+class RequestTooLarge(RequestError):
+    """Base of everything that is past a limit of `contract.py`."""
+
+
+class BodyTooLarge(RequestTooLarge):
+    code = "BODY_TOO_LARGE"
+
+
+class TooManyInstances(RequestTooLarge):
+    code = "TOO_MANY_INSTANCES"
+
+
+class NotAcceptable(RequestError):
+    code = "NOT_ACCEPTABLE"
+
+
+class UnsupportedMediaType(RequestError):
+    code = "UNSUPPORTED_MEDIA_TYPE"
+
+
+class NotFound(RequestError):
+    code = "NOT_FOUND"
+
+
+class MethodNotAllowed(RequestError):
+    """`allowed`: the methods that the path takes, for instance ("GET", "HEAD")."""
+
+    code = "METHOD_NOT_ALLOWED"
+
+    def __init__(self, message: str, allowed: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.allowed = allowed
+
+
+class ReadTimeout(RequestError):
+    code = "READ_TIMEOUT"

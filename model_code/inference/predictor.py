@@ -1,0 +1,141 @@
+"""From a directory with model.onnx and model.json to a model that is known to be the released one and to answer right."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from model_code import environment
+from model_code.inference.contract import ModelDescription, TensorSpec, parse_model_json
+from model_code.inference.errors import DigestMismatch, ModelInvalid, ModelOutputInvalid
+
+# Largest difference of a probability between the training framework and this machine that still counts as the same answer.
+PROBABILITY_TOLERANCE = 1e-5
+
+
+class Predictor:
+    """A verified model; `run` may be called from several threads at once (ONNX Runtime sessions allow it)."""
+
+    release_id: str
+    description: ModelDescription
+
+    def __init__(self, session: ort.InferenceSession, description: ModelDescription) -> None:
+        self.description = description
+        self.release_id = f"{description.model}-{description.onnx.sha256[:12]}"
+        self._session = session
+        self._input_name = description.signature.input.name
+        self._output_names = [description.signature.output.name]
+
+    @classmethod
+    def load(
+        cls,
+        directory: Path,
+        *,
+        threads: int = 1,
+        release_id: str | None = None,
+        model_json_sha256: str | None = None,
+    ) -> "Predictor":
+        """Read, verify and warm up the model in `directory`.
+
+        Each file is read once and the session is made from the bytes that were hashed, so nothing can change in between.
+        `threads` is the number of threads of one inference; `release_id` and `model_json_sha256` pin what a deployment
+        expects. Raises ModelInvalid (DigestMismatch where a digest or the release id differs).
+        """
+        raw_description = _read(directory / environment.SIGNATURE_FILE)
+        if model_json_sha256 is not None:
+            _expect("sha256 of model.json", _sha256(raw_description), model_json_sha256)
+        description = parse_model_json(raw_description)
+        model = _read(directory / environment.MODEL_FILE)
+        _expect("size of model.onnx", str(len(model)), str(description.onnx.size))
+        _expect("sha256 of model.onnx", _sha256(model), description.onnx.sha256)
+        predictor = cls(_session(model, threads), description)
+        if release_id is not None:
+            _expect("release id", predictor.release_id, release_id)
+        predictor._check_signature()
+        predictor._check_golden()
+        return predictor
+
+    def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Raw outputs (n, classes) for normalised inputs (n, ...). Raises ModelOutputInvalid where one is not finite."""
+        outputs: NDArray[np.float32] = self._session.run(self._output_names, {self._input_name: inputs})[0]
+        if not np.isfinite(outputs).all():
+            raise ModelOutputInvalid("the model's output is not finite")
+        return outputs
+
+    def probabilities(self, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Probabilities (n, classes) from raw outputs of the same shape, as the signature's activation says."""
+        match self.description.signature.activation:
+            case "log_softmax":
+                return np.exp(outputs)
+            case "logits":
+                exponentials = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+                return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+            case _:
+                return outputs
+
+    def _check_signature(self) -> None:
+        signature = self.description.signature
+        for kind, nodes, spec in (
+            ("inputs", self._session.get_inputs(), signature.input),
+            ("outputs", self._session.get_outputs(), signature.output),
+        ):
+            found = [TensorSpec(node.name, _shape(node.shape), _dtype(node.type)) for node in nodes]
+            if found != [spec]:
+                raise ModelInvalid(f"model.onnx: its {kind} are {found}; model.json says {spec}")
+
+    def _check_golden(self) -> None:
+        golden = self.description.signature.golden
+        try:
+            outputs = self.run(golden.inputs)
+        except Exception as error:
+            raise ModelInvalid(f"model.onnx: the golden inference failed: {error}") from error
+        if not np.array_equal(outputs.argmax(axis=1), golden.outputs.argmax(axis=1)):
+            raise ModelInvalid("model.onnx: the golden inputs get other labels than model.json says")
+        difference = np.abs(self.probabilities(outputs) - self.probabilities(golden.outputs)).max()
+        if difference > PROBABILITY_TOLERANCE:
+            raise ModelInvalid(
+                f"model.onnx: a golden probability is off by {difference:.2g}; allowed: {PROBABILITY_TOLERANCE:g}"
+            )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelInvalid(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _expect(what: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise DigestMismatch(f"{what} is {found}; expected: {expected}")
+
+
+def _session(model: bytes, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Threads that spin while they wait take the cores from the other workers of the same instance.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    # Weights outside the file would come from the working directory, under no digest. Nothing lies below a device.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelInvalid(f"model.onnx: ONNX Runtime refuses it: {error}") from error
+
+
+def _shape(shape: list[int | str | None]) -> tuple[int | None, ...]:
+    """A named dimension is a free one."""
+    return tuple(size if isinstance(size, int) else None for size in shape)
+
+
+def _dtype(onnx_type: str) -> str:
+    return "float32" if onnx_type == "tensor(float)" else onnx_type

@@ -1,0 +1,116 @@
+"""Tiny real releases without torch: flatten, one dense layer, log-softmax, with seeded weights.
+
+The golden outputs are computed with numpy alone, so that they are a second opinion on ONNX Runtime's.
+"""
+
+import gzip
+import hashlib
+import io
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from model_code.environment import MODEL_FILE, SIGNATURE_FILE
+from model_code.inference.contract import (
+    Golden,
+    ModelDescription,
+    OnnxFile,
+    Preprocessing,
+    Signature,
+    TensorSpec,
+    TrainingRecord,
+    model_json_bytes,
+)
+
+CLASSES = 10
+OPSET = 18
+IR_VERSION = 10
+INPUT = TensorSpec("input_0", (None, 1, 28, 28), "float32")
+OUTPUT = TensorSpec("output_0", (None, CLASSES), "float32")
+PREPROCESSING = Preprocessing(scale=1 / 255, mean=(0.1307,), std=(0.3081,))
+
+
+def weights(seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Matrix (784, 10) and bias (10,)."""
+    rng = np.random.default_rng(seed)
+    matrix = rng.normal(scale=0.05, size=(784, CLASSES))
+    return matrix.astype(np.float32), rng.normal(size=CLASSES).astype(np.float32)
+
+
+def log_probabilities(inputs: NDArray[Any], *, seed: int = 0) -> NDArray[np.float32]:
+    """What the model of this seed answers for normalised inputs (n, 1, 28, 28), computed in float64 without ONNX."""
+    matrix, bias = weights(seed)
+    logits = inputs.reshape(len(inputs), -1).astype(np.float64) @ matrix.astype(np.float64) + bias
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)), np.float32)
+
+
+def onnx_bytes(seed: int = 0) -> bytes:
+    """The serialized model of this seed."""
+    matrix, bias = weights(seed)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", [INPUT.name], ["flat"], axis=1),
+            helper.make_node("Gemm", ["flat", "weight", "bias"], ["logits"]),
+            helper.make_node("LogSoftmax", ["logits"], [OUTPUT.name], axis=1),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info(INPUT.name, TensorProto.FLOAT, ["batch", 1, 28, 28])],
+        [helper.make_tensor_value_info(OUTPUT.name, TensorProto.FLOAT, ["batch", CLASSES])],
+        [numpy_helper.from_array(matrix, "weight"), numpy_helper.from_array(bias, "bias")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def describe(model: bytes, *, seed: int = 0) -> ModelDescription:
+    """What model.json says about the bytes of this seed's model."""
+    inputs = np.random.default_rng(seed + 1).normal(size=(4, 1, 28, 28)).astype(np.float32)
+    return ModelDescription(
+        model="mnist",
+        signature=Signature(
+            input=INPUT,
+            output=OUTPUT,
+            activation="log_softmax",
+            preprocessing=PREPROCESSING,
+            labels=tuple(range(CLASSES)),
+            response_key="digits",
+            golden=Golden(inputs, log_probabilities(inputs, seed=seed)),
+        ),
+        onnx=OnnxFile(hashlib.sha256(model).hexdigest(), len(model), OPSET, IR_VERSION),
+        metrics={"accuracy": 0.99, "loss": 0.04},
+        training=TrainingRecord("mnist", "2026-01-02T03:04:05Z", {"epochs": 1, "seed": seed}),
+        framework_versions={"numpy": np.__version__, "onnx": onnx.__version__},
+        source_revision="unknown",
+    )
+
+
+def write_model(directory: Path, *, seed: int = 0) -> ModelDescription:
+    """Write model.onnx and model.json into `directory`, which is made where it is missing."""
+    model = onnx_bytes(seed)
+    description = describe(model, seed=seed)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / MODEL_FILE).write_bytes(model)
+    (directory / SIGNATURE_FILE).write_bytes(model_json_bytes(description))
+    return description
+
+
+def write_artifact(path: Path, *, seed: int = 0, extra_members: Mapping[str, bytes] | None = None) -> ModelDescription:
+    """Write a model.tar.gz as SageMaker packs it: the members at the archive's root, without a folder."""
+    model = onnx_bytes(seed)
+    description = describe(model, seed=seed)
+    members = {MODEL_FILE: model, SIGNATURE_FILE: model_json_bytes(description), **(extra_members or {})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.GzipFile(path, "wb", mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return description
