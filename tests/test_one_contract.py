@@ -1,0 +1,125 @@
+"""The same requests through both doors, each a real process: the SageMaker container and the Azure Function."""
+
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model_code.inference.contract import MAX_BODY_BYTES, MAX_INSTANCES
+from tests import serving_models
+from tests.serving_processes import Reply, Server, build_package, container, functions_host
+
+JSON, NPY = "application/json", "application/x-npy"
+IMAGES = np.random.default_rng(0).normal(size=(2, 1, 28, 28)).astype(np.float32)
+RAW = np.random.default_rng(1).integers(0, 256, size=(3, 28, 28)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
+    base, package = tmp_path_factory.mktemp("ml"), build_package(tmp_path_factory.mktemp("package"))
+    serving_models.write_model(base / "model")
+    serving_models.write_model(package / "release")
+    with container(base) as sagemaker, functions_host(package) as azure:
+        yield sagemaker, azure
+
+
+def as_json(document: Any) -> bytes:
+    return json.dumps(document).encode()
+
+
+def as_npy(array: Any, /) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def with_pixel(text: str) -> bytes:
+    return as_json({"data": [[[[1.5] * 28] * 28]]}).replace(b"1.5]]]]}", text.encode() + b"]]]]}")
+
+
+GOOD: dict[str, tuple[bytes, dict[str, str]]] = {
+    "data": (as_json({"data": IMAGES.tolist()}), {"Content-Type": JSON}),
+    "probabilities": (as_json({"data": IMAGES.tolist(), "probabilities": True}), {"Content-Type": JSON}),
+    "images": (as_json({"images": RAW.tolist()}), {"Content-Type": f"{JSON}; charset=utf-8"}),
+    "npy-floats": (as_npy(IMAGES), {"Content-Type": NPY}),
+    "npy-raw": (as_npy(RAW), {"Content-Type": NPY}),
+    "npy-fortran": (as_npy(np.asfortranarray(IMAGES)), {"Content-Type": NPY}),
+    "npy-answer": (as_npy(IMAGES), {"Content-Type": NPY, "Accept": NPY}),
+    "accept-anything": (as_json({"data": IMAGES.tolist()}), {"Content-Type": JSON, "Accept": "text/html, */*;q=0.1"}),
+    "no-content-type": (as_json({"data": IMAGES.tolist()}), {}),
+    "body-of-the-limit": (as_json({"data": IMAGES.tolist()}).ljust(MAX_BODY_BYTES), {"Content-Type": JSON}),
+    "largest-batch": (as_npy(np.zeros((MAX_INSTANCES, 28, 28), np.uint8)), {"Content-Type": NPY}),
+}
+
+BAD: dict[str, tuple[int, str, bytes, dict[str, str]]] = {
+    "empty": (400, "EMPTY_BODY", b"", {"Content-Type": JSON}),
+    "not-json": (400, "BAD_JSON", b"digits", {"Content-Type": JSON}),
+    "trailing-bytes": (400, "BAD_JSON", as_json({"data": IMAGES.tolist()}) + b" x", {"Content-Type": JSON}),
+    "invalid-utf-8": (400, "BAD_JSON", b'{"data": "\xff"}', {"Content-Type": JSON}),
+    "byte-order-mark": (400, "BAD_JSON", b"\xef\xbb\xbf{}", {"Content-Type": JSON}),
+    "utf-16": (400, "BAD_JSON", '{"data": []}'.encode("utf-16"), {"Content-Type": JSON}),
+    "too-deep": (400, "BAD_JSON", b"[" * 100_000, {"Content-Type": JSON}),
+    "nan": (400, "NOT_FINITE", with_pixel("NaN"), {"Content-Type": JSON}),
+    "1e400": (400, "NOT_FINITE", with_pixel("1e400"), {"Content-Type": JSON}),
+    "npy-infinity": (400, "NOT_FINITE", as_npy(np.full_like(IMAGES, -np.inf)), {"Content-Type": NPY}),
+    "duplicate-key": (400, "DUPLICATE_KEY", b'{"data": [], "data": []}', {"Content-Type": JSON}),
+    "unknown-key": (400, "BAD_FIELD", b'{"instances": []}', {"Content-Type": JSON}),
+    "ragged": (400, "BAD_SHAPE", as_json({"data": [[[[1] * 28] * 26 + [[1] * 27, [1] * 29]]]}), {"Content-Type": JSON}),
+    "text-as-pixel": (400, "BAD_DTYPE", with_pixel('"1"'), {"Content-Type": JSON}),
+    "1e39": (400, "OUT_OF_RANGE", with_pixel("1e39"), {"Content-Type": JSON}),
+    "raw-256": (400, "OUT_OF_RANGE", as_json({"images": [[[256] * 28] * 28]}), {"Content-Type": JSON}),
+    "no-instances": (400, "EMPTY_BATCH", b'{"data": []}', {"Content-Type": JSON}),
+    "pickle": (400, "BAD_NPY", b"\x80\x04N.", {"Content-Type": NPY}),
+    "object-array": (400, "BAD_DTYPE", as_npy(np.array([{}], dtype=object)), {"Content-Type": NPY}),
+    "xml": (415, "UNSUPPORTED_MEDIA_TYPE", b"<a/>", {"Content-Type": "text/xml"}),
+    "npy-pickle": (415, "UNSUPPORTED_MEDIA_TYPE", b"\x80\x04N.", {"Content-Type": "application/x-npy-pickle"}),
+    "utf-7": (415, "UNSUPPORTED_MEDIA_TYPE", b"{}", {"Content-Type": f"{JSON}; charset=utf-7"}),
+    "accept-xml": (406, "NOT_ACCEPTABLE", as_json({"data": IMAGES.tolist()}), {"Accept": "text/xml"}),
+    "accept-nothing": (406, "NOT_ACCEPTABLE", as_json({"data": IMAGES.tolist()}), {"Accept": f"{JSON};q=0"}),
+    "over-the-limit": (413, "BODY_TOO_LARGE", b"{}".ljust(MAX_BODY_BYTES + 1), {"Content-Type": JSON}),
+    "too-many": (
+        413,
+        "TOO_MANY_INSTANCES",
+        as_npy(np.zeros((MAX_INSTANCES + 1, 28, 28), np.uint8)),
+        {"Content-Type": NPY},
+    ),
+}
+
+
+def ask_both(doors: tuple[Server, Server], body: bytes, headers: dict[str, str]) -> tuple[Reply, Reply]:
+    sagemaker, azure = doors
+    return sagemaker.ask("POST", "/invocations", body, headers), azure.ask("POST", "/api/classify", body, headers)
+
+
+@pytest.mark.parametrize(("body", "headers"), GOOD.values(), ids=GOOD.keys())
+def test_a_good_request_gets_the_same_bytes_from_both_doors(
+    doors: tuple[Server, Server], body: bytes, headers: dict[str, str]
+) -> None:
+    sagemaker, azure = ask_both(doors, body, headers)
+    assert (sagemaker.status, azure.status) == (200, 200)
+    assert sagemaker.body == azure.body
+    for name in ("content-type", "x-release-id"):
+        assert sagemaker.headers[name] == azure.headers[name]
+
+
+@pytest.mark.parametrize(("status", "code", "body", "headers"), BAD.values(), ids=BAD.keys())
+def test_a_bad_request_gets_the_same_refusal_from_both_doors(
+    doors: tuple[Server, Server], status: int, code: str, body: bytes, headers: dict[str, str]
+) -> None:
+    replies = ask_both(doors, body, headers)
+    assert [reply.status for reply in replies] == [status, status]
+    errors = [json.loads(reply.body)["error"] for reply in replies]
+    request_ids = {error.pop("request_id") for error in errors}
+    assert len(request_ids) == 2
+    assert errors[0] == errors[1]
+    assert errors[0]["code"] == code
+
+
+def test_both_doors_tell_the_same_release(doors: tuple[Server, Server]) -> None:
+    sagemaker, azure = doors
+    health = azure.ask("GET", "/api/health")
+    assert sagemaker.ask("GET", "/ping").headers["x-release-id"] == health.headers["x-release-id"]
+    assert json.loads(health.body)["release_id"] == health.headers["x-release-id"]
