@@ -1,0 +1,39 @@
+"""Which of our files go into a training job and into the serving image, and the digest that names exactly these bytes."""
+
+import hashlib
+from pathlib import Path
+
+CORE_SOURCES = ("model_code/__init__.py", "model_code/environment.py", "model_code/inference/**/*.py")
+TRAINING_SOURCES = (*CORE_SOURCES, "model_code/training/**/*.py")
+TRAINING_REQUIREMENTS = "model_code/training/requirements.txt"
+SERVING_SOURCES = (
+    *CORE_SOURCES,
+    "model_code/container/*.py",
+    "model_code/container/Dockerfile",
+    "model_code/container/requirements.txt",
+    "model_code/container/serve",
+)
+
+
+def read_sources(root: Path, patterns: tuple[str, ...]) -> dict[str, bytes]:
+    """The content of all files below `root` that the allow-list names, by POSIX path, sorted.
+
+    A pattern that matches nothing raises FileNotFoundError: half a bundle would fail in the cloud, minutes later.
+    """
+    sources: dict[str, bytes] = {}
+    for pattern in patterns:
+        paths = [path for path in root.glob(pattern) if path.is_file()]
+        if not paths:
+            raise FileNotFoundError(f"{pattern}: no such file in the repository; the checkout is not complete")
+        sources |= {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+    return dict(sorted(sources.items()))
+
+
+def digest(sources: dict[str, bytes]) -> str:
+    """sha256 over names and contents, each with its length, so that no two sets of files share a digest."""
+    checksum = hashlib.sha256()
+    for name, content in sorted(sources.items()):
+        for part in (name.encode(), content):
+            checksum.update(len(part).to_bytes(8, "big"))
+            checksum.update(part)
+    return checksum.hexdigest()

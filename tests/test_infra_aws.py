@@ -1,0 +1,613 @@
+"""The AWS stacks: what must never change about them, in sentences. Their whole templates are in test_infra_snapshots.py."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import aws_cdk as cdk
+import botocore.session
+import pytest
+from aws_cdk import aws_s3 as s3
+from botocore.validate import ParamValidator
+from cdk_nag import AwsSolutionsChecks
+
+from infra.aws import gateway, gateway_errors, hosting
+from infra.aws.image import image_tag
+from infra.aws.instance_types import volume_key
+from infra.aws.source_bundle import source_bundle
+from infra.aws.sources import SERVING_SOURCES, read_sources
+from infra.aws.training_image import training_image
+from infra.release import ReleaseError
+from infra.settings import ROOT, Settings, SettingsError, load_settings
+from model_code import environment
+from model_code.inference import codecs, contract
+from tests.aws_stacks import STACKS, Template, compose, one, plain, resources, synthesize, walk
+from tests.stack_fixtures import dev_settings, make_release, write_release
+
+Run = subprocess.CompletedProcess[str]
+KEEPERS = ("AWS::KMS::Key", "AWS::S3::Bucket", "AWS::ECR::Repository", "AWS::Logs::LogGroup")
+
+
+def with_hosting(settings: Settings, **changes: Any) -> Settings:
+    return settings.model_copy(update={"hosting": settings.hosting.model_copy(update=changes)})
+
+
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Template]:
+    settings = dev_settings()
+    return synthesize(tmp_path_factory.mktemp("cdk.out"), settings, make_release(settings))
+
+
+# app.py as the CDK CLI calls it
+
+
+def run_app(folder: Path, cloud: str = "aws", *, seed: str = "0", ferry_env: str = "dev", **context: str) -> Run:
+    """Run app.py with nothing in its environment but what is given here: no credentials, no region, no home."""
+    variables = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}/usr/bin{os.pathsep}/bin",
+        "PYTHONHASHSEED": seed,
+        "FERRY_ENV": ferry_env,
+        "CDK_OUTDIR": str(folder),
+        "CDK_CONTEXT_JSON": json.dumps(context),
+    }
+    return subprocess.run(
+        [sys.executable, str(ROOT / "app.py"), cloud], cwd=folder.parent, env=variables, capture_output=True, text=True
+    )
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_two_synths_are_the_same_bytes(tmp_path: Path) -> None:
+    release = write_release(make_release(dev_settings()), tmp_path / "release")
+    with ThreadPoolExecutor() as pool:
+        runs = list(pool.map(lambda seed: run_app(tmp_path / seed, seed=seed, release=str(release)), ("1", "2")))
+    assert [run.returncode for run in runs] == [0, 0], runs[0].stderr
+    first, second = files(tmp_path / "1"), files(tmp_path / "2")
+    assert first == second
+    assert {f"{stack}.template.json" for stack in STACKS} <= set(first)
+    machine = {str(ROOT).encode(), str(tmp_path).encode()}
+    assert not [name for name, content in first.items() for path in machine if path in content]
+
+
+def test_without_a_release_hosting_and_gateway_wait_and_say_for_what(tmp_path: Path) -> None:
+    settings = tmp_path / "fresh.toml"
+    settings.write_text(f'build_dir = "{tmp_path}/build"\n' + (ROOT / "config" / "dev.toml").read_text())
+    run = run_app(tmp_path / "out", ferry_env=str(settings))
+    assert run.returncode == 0, run.stderr
+    assert "Hosting and Gateway wait for a release" in run.stderr
+    assert "ferry release" in run.stderr
+    templates = {path.name for path in (tmp_path / "out").glob("*.template.json")}
+    assert templates == {"Foundation.template.json", "Training.template.json"}
+
+
+def test_the_environment_of_the_context_wins_over_ferry_env(tmp_path: Path) -> None:
+    run = run_app(tmp_path / "out", ferry_env="no-such-environment", env="dev", release="nowhere.json")
+    assert run.returncode == 2
+    assert run.stderr.startswith("nowhere.json: cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("cloud", "release", "reason"),
+    [
+        ("aws", "{}", "/release_id"),
+        ("aws", "not JSON", "not a release.json"),
+        ("aws", None, "make it with `ferry release`"),
+        ("azure", None, "make it with `ferry release`"),
+        ("gcp", None, "usage: python app.py aws|azure"),
+    ],
+)
+def test_what_cannot_be_deployed_stops_before_anything_is_synthesized(
+    tmp_path: Path, cloud: str, release: str | None, reason: str
+) -> None:
+    path = tmp_path / "release.json"
+    if release is not None:
+        path.write_text(release)
+    settings = tmp_path / "fresh.toml"
+    settings.write_text(f'build_dir = "{tmp_path}/build"\n' + (ROOT / "config" / "dev.toml").read_text())
+    run = run_app(tmp_path / "out", cloud, ferry_env=str(settings), release=str(path))
+    assert run.returncode == 2
+    assert reason in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_bad_settings_stop_before_anything_is_synthesized(tmp_path: Path) -> None:
+    settings = tmp_path / "typo.toml"
+    settings.write_text((ROOT / "config" / "dev.toml").read_text().replace("region", "regoin"))
+    run = run_app(tmp_path / "out", ferry_env=str(settings))
+    assert run.returncode == 2
+    assert "did you mean 'region'?" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not list(tmp_path.glob("out/*"))
+
+
+# Policies
+
+
+def grants(template: Template, purpose: str) -> dict[str, dict[str, Any]]:
+    """The statements of one role, by Sid."""
+    (role,) = (
+        role for role in resources(template, "AWS::IAM::Role") if role.get("RoleName", "").split("-")[2] == purpose
+    )
+    (policy,) = role["Policies"]
+    return {statement["Sid"]: statement for statement in policy["PolicyDocument"]["Statement"]}
+
+
+def test_there_are_five_roles_and_none_has_a_policy_that_aws_manages(templates: dict[str, Template]) -> None:
+    roles = resources(templates["Foundation"], "AWS::IAM::Role")
+    purposes = {role["RoleName"].split("-")[2] for role in roles}
+    assert purposes == {"training", "pipeline", "hosting", "gateway", "trigger"}
+    assert not [role for role in roles if "ManagedPolicyArns" in role]
+
+
+def test_services_take_the_roles_for_this_account_only(templates: dict[str, Template]) -> None:
+    for role in resources(templates["Foundation"], "AWS::IAM::Role"):
+        (statement,) = role["AssumeRolePolicyDocument"]["Statement"]
+        # API Gateway does not send aws:SourceAccount when it takes an integration's role.
+        if statement["Principal"] != {"Service": "apigateway.amazonaws.com"}:
+            assert statement["Condition"] == {"StringEquals": {"aws:SourceAccount": dev_settings().aws.account}}
+
+
+def test_the_hosting_role_reads_only_released_archives(templates: dict[str, Template]) -> None:
+    statements = grants(templates["Foundation"], "hosting")
+    assert statements["ReadReleases"]["Resource"] == f"arn:aws:s3:::{dev_settings().artifact_bucket}/releases/*"
+    touching_s3 = [sid for sid, each in statements.items() if "s3:" in json.dumps(each["Action"])]
+    assert touching_s3 == ["ReadReleases"]
+
+
+def test_the_training_role_writes_only_training_output(templates: dict[str, Template]) -> None:
+    statements = grants(templates["Foundation"], "training")
+    writes = [each["Resource"] for each in statements.values() if "s3:Put" in json.dumps(each["Action"])]
+    assert writes == [f"arn:aws:s3:::{dev_settings().artifact_bucket}/training/*"]
+
+
+def test_the_gateway_role_invokes_one_endpoint_and_nothing_else(templates: dict[str, Template]) -> None:
+    (statement,) = grants(templates["Foundation"], "gateway").values()
+    assert statement["Action"] == "sagemaker:InvokeEndpoint"
+    assert statement["Resource"].endswith(f":endpoint/{dev_settings().endpoint}")
+
+
+def test_the_trigger_role_starts_one_pipeline_and_nothing_else(templates: dict[str, Template]) -> None:
+    (statement,) = grants(templates["Foundation"], "trigger").values()
+    assert statement["Action"] == "sagemaker:StartPipelineExecution"
+    assert statement["Resource"].endswith(f":pipeline/{dev_settings().pipeline}")
+
+
+def test_the_pipeline_role_passes_the_training_role_to_sagemaker_only(templates: dict[str, Template]) -> None:
+    statement = grants(templates["Foundation"], "pipeline")["PassTrainingRole"]
+    assert statement["Resource"]["Fn::GetAtt"][0].startswith("RolesTraining")
+    assert statement["Condition"] == {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}}
+
+
+def test_cdk_nag_finds_nothing_that_is_not_acknowledged(tmp_path: Path) -> None:
+    settings = dev_settings()
+    app = compose(tmp_path, settings, make_release(settings))
+    cdk.Validations.of(app).add_plugins(AwsSolutionsChecks(app))
+    app.synth()
+    (report,) = (each for each in nag_reports(tmp_path) if each["pluginName"] == "AwsSolutions")
+    assert report["violations"] == []
+    # Every acknowledgement silences a finding: proof that the rules looked, and that none outlived its finding.
+    found = {(each["acknowledgedAt"], each["acknowledgedId"]) for each in report["suppressedViolations"]}
+    assert found == acknowledged(tmp_path)
+    assert {path.split("/")[0] for path, _ in found} == {"Foundation", "Training", "Gateway"}
+
+
+def test_cdk_nag_refuses_a_bucket_that_anybody_may_read_without_tls(tmp_path: Path) -> None:
+    app = cdk.App(auto_synth=False, outdir=str(tmp_path))
+    s3.Bucket(cdk.Stack(app, "Careless"), "Bucket")
+    cdk.Validations.of(app).add_plugins(AwsSolutionsChecks(app))
+    with pytest.raises(RuntimeError, match="alidation"):
+        app.synth()
+    (report,) = (each for each in nag_reports(tmp_path) if each["pluginName"] == "AwsSolutions")
+    assert {each["ruleName"] for each in report["violations"]} >= {"AwsSolutions-S1", "AwsSolutions-S10"}
+
+
+def acknowledged(folder: Path) -> set[tuple[str, str]]:
+    """Construct path and rule of everything that the stacks acknowledge."""
+    metadata = [json.loads(path.read_bytes()) for path in folder.glob("*.metadata.json")]
+    return {
+        (path.removeprefix("/"), rule)
+        for document in metadata
+        for path, entries in document.items()
+        for entry in entries
+        if entry["type"] == "aws:cdk:acknowledged-rules"
+        for rule in entry["data"]
+    }
+
+
+def nag_reports(folder: Path) -> list[dict[str, Any]]:
+    reports: list[dict[str, Any]] = json.loads((folder / "validation-report.json").read_bytes())["pluginReports"]
+    return reports
+
+
+# Foundation
+
+
+def test_every_bucket_is_versioned_private_encrypted_and_wants_tls(templates: dict[str, Template]) -> None:
+    foundation = templates["Foundation"]
+    buckets = resources(foundation, "AWS::S3::Bucket")
+    assert {bucket["BucketName"] for bucket in buckets} == {
+        dev_settings().data_bucket,
+        dev_settings().artifact_bucket,
+        dev_settings().log_bucket,
+    }
+    for bucket in buckets:
+        assert bucket["VersioningConfiguration"] == {"Status": "Enabled"}
+        assert set(bucket["PublicAccessBlockConfiguration"].values()) == {True}
+        (encryption,) = bucket["BucketEncryption"]["ServerSideEncryptionConfiguration"]
+        algorithm = encryption["ServerSideEncryptionByDefault"]["SSEAlgorithm"]
+        # S3 delivers access logs only where it owns the encryption.
+        assert algorithm == ("AES256" if bucket["BucketName"] == dev_settings().log_bucket else "aws:kms")
+    policies = resources(foundation, "AWS::S3::BucketPolicy")
+    denials = [s for p in policies for s in p["PolicyDocument"]["Statement"] if s["Effect"] == "Deny"]
+    assert [each["Condition"] for each in denials] == [{"Bool": {"aws:SecureTransport": "false"}}] * 3
+
+
+def test_releases_never_expire(templates: dict[str, Template]) -> None:
+    (artifacts,) = (
+        bucket
+        for bucket in resources(templates["Foundation"], "AWS::S3::Bucket")
+        if bucket["BucketName"] == dev_settings().artifact_bucket
+    )
+    expiring = [
+        rule
+        for rule in artifacts["LifecycleConfiguration"]["Rules"]
+        if {"ExpirationInDays", "NoncurrentVersionExpiration"} & set(rule)
+    ]
+    assert [rule["Prefix"] for rule in expiring] == ["training/"]
+
+
+def test_no_stack_brings_a_function_of_its_own(templates: dict[str, Template]) -> None:
+    kinds = {each["Type"] for template in templates.values() for each in template["Resources"].values()}
+    assert not [kind for kind in kinds if kind.startswith(("AWS::Lambda", "Custom::", "AWS::CloudFormation::Custom"))]
+
+
+@pytest.mark.parametrize(("environment_name", "policy"), [("dev", "Delete"), ("prod", "Retain")])
+def test_retain_data_decides_what_survives_the_stacks(tmp_path: Path, environment_name: str, policy: str) -> None:
+    settings = load_settings(environment_name)
+    templates = synthesize(tmp_path, settings, make_release(settings))
+    policies = {
+        each["DeletionPolicy"]
+        for template in templates.values()
+        for each in template["Resources"].values()
+        if each["Type"] in KEEPERS
+    }
+    assert policies == {policy}
+    manifest = json.loads((tmp_path / "manifest.json").read_bytes())
+    protected = manifest["artifacts"]["Foundation"]["properties"].get("terminationProtection", False)
+    assert protected is settings.aws.retain_data
+
+
+def test_every_stack_is_tagged_and_the_served_release_is_one_of_the_tags(tmp_path: Path) -> None:
+    settings = dev_settings()
+    release = make_release(settings)
+    synthesize(tmp_path, settings, release)
+    artifacts = json.loads((tmp_path / "manifest.json").read_bytes())["artifacts"]
+    common = settings.tags | {"project": settings.project, "environment": settings.environment}
+    released = common | {"release-id": release.release_id}
+    tags = {stack: artifacts[stack]["properties"]["tags"] for stack in STACKS}
+    assert tags == {"Foundation": common, "Training": common, "Hosting": released, "Gateway": released}
+
+
+def test_stacks_depend_on_each_other_in_one_direction(tmp_path: Path) -> None:
+    settings = dev_settings()
+    synthesize(tmp_path, settings, make_release(settings))
+    artifacts = json.loads((tmp_path / "manifest.json").read_bytes())["artifacts"]
+    depends = {stack: {name for name in artifacts[stack]["dependencies"] if name in STACKS} for stack in STACKS}
+    assert depends == {
+        "Foundation": set(),
+        "Training": {"Foundation"},
+        "Hosting": {"Foundation"},
+        "Gateway": {"Foundation", "Hosting"},
+    }
+
+
+# Training
+
+
+@pytest.fixture(scope="module")
+def definition(templates: dict[str, Template]) -> dict[str, Any]:
+    body = one(templates["Training"], "AWS::SageMaker::Pipeline")["PipelineDefinition"]["PipelineDefinitionBody"]
+    definition: dict[str, Any] = json.loads(plain(body))
+    return definition
+
+
+def resolve(value: Any, parameters: dict[str, str]) -> Any:
+    """What SageMaker makes of Get and Std:Join when an execution starts."""
+    if isinstance(value, list):
+        return [resolve(each, parameters) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {"Get"}:
+        return parameters[value["Get"].removeprefix("Parameters.")]
+    if set(value) == {"Std:Join"}:
+        return value["Std:Join"]["On"].join(resolve(value["Std:Join"]["Values"], parameters))
+    return {key: resolve(each, parameters) for key, each in value.items()}
+
+
+@pytest.fixture(scope="module")
+def training_job(definition: dict[str, Any]) -> dict[str, Any]:
+    parameters = {each["Name"]: each["DefaultValue"] for each in definition["Parameters"]}
+    (step,) = (step for step in definition["Steps"] if step["Name"] == "Train")
+    job: dict[str, Any] = resolve(step["Arguments"], parameters)
+    return job
+
+
+def test_the_train_step_is_a_request_that_sagemaker_takes(training_job: dict[str, Any]) -> None:
+    shape = (
+        botocore.session.get_session().get_service_model("sagemaker").operation_model("CreateTrainingJob").input_shape
+    )
+    # The one member that SageMaker Pipelines fills in itself.
+    report = ParamValidator().validate(training_job | {"TrainingJobName": "pipelines-execution-Train-0"}, shape)
+    assert not report.has_errors(), report.generate_report()
+
+
+def test_every_parameter_that_the_pipeline_reads_exists(definition: dict[str, Any]) -> None:
+    declared = {f"Parameters.{each['Name']}" for each in definition["Parameters"]}
+    read = {each["Get"] for each in walk(definition["Steps"], lambda each: set(each) == {"Get"})}
+    assert read == declared
+
+
+def test_the_training_job_reads_both_channels_of_its_dataset(training_job: dict[str, Any]) -> None:
+    channels = {
+        each["ChannelName"]: each["DataSource"]["S3DataSource"]["S3Uri"] for each in training_job["InputDataConfig"]
+    }
+    dataset = f"s3://{dev_settings().data_bucket}/datasets/mnist"
+    assert channels == {"training": f"{dataset}/train/", "testing": f"{dataset}/test/"}
+
+
+def test_the_training_job_runs_our_program_on_the_settings_dataset(training_job: dict[str, Any]) -> None:
+    assert training_job["Environment"][environment.DATASET] == dev_settings().model.dataset
+    program = training_job["HyperParameters"]["sagemaker_program"]
+    assert program in bundle_members(source_bundle(ROOT).archive)
+    assert training_job["HyperParameters"]["epochs"] == "1"
+
+
+def test_the_training_role_may_read_the_bundle_that_the_job_names(
+    templates: dict[str, Template], training_job: dict[str, Any]
+) -> None:
+    (statement,) = one(templates["Training"], "AWS::IAM::Policy")["PolicyDocument"]["Statement"]
+    bundle = training_job["HyperParameters"]["sagemaker_submit_directory"].removeprefix("s3://")
+    assert (statement["Action"], statement["Resource"]) == ("s3:GetObject", f"arn:aws:s3:::{bundle}")
+
+
+def test_a_new_manifest_starts_the_pipeline_with_parameters_that_it_has(
+    templates: dict[str, Template], definition: dict[str, Any]
+) -> None:
+    rule = one(templates["Training"], "AWS::Events::Rule")
+    assert rule["EventPattern"]["detail"] == {
+        "bucket": {"name": [dev_settings().data_bucket]},
+        "object": {"key": ["datasets/mnist/manifest.json"]},
+    }
+    (target,) = rule["Targets"]
+    given = {each["Name"] for each in target["SageMakerPipelineParameters"]["PipelineParameterList"]}
+    assert given <= {each["Name"] for each in definition["Parameters"]}
+    assert target["Arn"].endswith(f":pipeline/{dev_settings().pipeline}")
+    assert target["DeadLetterConfig"]
+
+
+@pytest.mark.parametrize("instance_type", ["ml.m5d.large", "ml.g4dn.xlarge", "ml.g5.2xlarge", "ml.p4d.24xlarge"])
+def test_instances_with_local_storage_get_no_volume_key(instance_type: str) -> None:
+    assert volume_key(instance_type, "arn:key") is None
+
+
+@pytest.mark.parametrize(
+    "instance_type", ["ml.m5.xlarge", "ml.c6i.large", "ml.m6g.large", "ml.p3.2xlarge", "ml.inf2.xlarge"]
+)
+def test_instances_without_local_storage_get_the_volume_key(instance_type: str) -> None:
+    assert volume_key(instance_type, "arn:key") == "arn:key"
+
+
+def test_a_region_without_training_images_is_refused_by_name() -> None:
+    with pytest.raises(SettingsError, match=r"aws\.region: .*'eu-nowhere-1'.*eu-west-1"):
+        training_image("eu-nowhere-1", url_suffix="amazonaws.com")
+
+
+# What is built from sources
+
+
+def bundle_members(archive: bytes) -> list[str]:
+    with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as bundle:
+        return bundle.getnames()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the model code that a test may edit."""
+    shutil.copytree(ROOT / "model_code", tmp_path / "model_code", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def test_the_source_bundle_holds_what_training_needs_and_nothing_else() -> None:
+    members = bundle_members(source_bundle(ROOT).archive)
+    assert members == sorted(members)
+    assert "requirements.txt" in members
+    assert "model_code/inference/contract.py" in members
+    assert not [name for name in members if "container" in name or "__pycache__" in name]
+
+
+def test_the_source_bundle_follows_its_files_and_only_them(checkout: Path) -> None:
+    before = source_bundle(checkout)
+    assert before == source_bundle(ROOT)
+    (checkout / "model_code" / "__pycache__").mkdir()
+    (checkout / "model_code" / "__pycache__" / "environment.pyc").write_bytes(b"bytecode")
+    os.utime(checkout / "model_code" / "environment.py", (0, 0))
+    assert source_bundle(checkout) == before
+    append(checkout / "model_code" / "environment.py", "# edited\n")
+    assert source_bundle(checkout).digest != before.digest
+
+
+def test_the_image_tag_follows_the_serving_sources_and_only_them(checkout: Path) -> None:
+    before = image_tag(checkout)
+    assert before == image_tag(ROOT)
+    append(checkout / "model_code" / "training" / "__init__.py", "# edited\n")
+    assert image_tag(checkout) == before
+    append(checkout / "model_code" / "container" / "Dockerfile", "# edited\n")
+    assert image_tag(checkout) != before
+
+
+def test_the_image_tag_covers_the_build_context_of_the_image() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    patterns = [line.removeprefix("!") for line in lines if line.startswith("!")]
+    context = {path.relative_to(ROOT).as_posix() for pattern in patterns for path in ROOT.glob(pattern)}
+    assert set(read_sources(ROOT, SERVING_SOURCES)) == context
+
+
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
+
+
+# Hosting
+
+
+def names(template: Template) -> tuple[str, str, str]:
+    return (
+        one(template, "AWS::SageMaker::Model")["ModelName"],
+        one(template, "AWS::SageMaker::EndpointConfig")["EndpointConfigName"],
+        one(template, "AWS::SageMaker::Endpoint")["EndpointName"],
+    )
+
+
+def test_the_model_is_isolated_and_pinned_to_its_release(templates: dict[str, Template]) -> None:
+    model = one(templates["Hosting"], "AWS::SageMaker::Model")
+    release = make_release(dev_settings())
+    assert model["EnableNetworkIsolation"] is True
+    assert model["PrimaryContainer"]["ModelDataUrl"] == release.archive.uri
+    assert model["PrimaryContainer"]["Environment"] == {
+        environment.RELEASE_ID: release.release_id,
+        environment.MODEL_JSON_SHA256: release.model_json.sha256,
+    }
+    assert plain(model["PrimaryContainer"]["Image"]).endswith(f"/{dev_settings().repository}:{image_tag(ROOT)}")
+
+
+def test_endpoint_configurations_change_name_when_their_content_changes(
+    templates: dict[str, Template], tmp_path: Path
+) -> None:
+    settings = dev_settings()
+    model, configuration, endpoint = names(templates["Hosting"])
+
+    more = with_hosting(settings, instance_count=2)
+    model_of_more, configuration_of_more, _ = names(synthesize(tmp_path / "1", more, make_release(more))["Hosting"])
+    assert model_of_more == model
+    assert configuration_of_more != configuration
+
+    newer = make_release(settings, onnx_sha256="ab" * 32)
+    model_of_newer, configuration_of_newer, endpoint_of_newer = names(
+        synthesize(tmp_path / "2", settings, newer)["Hosting"]
+    )
+    assert model_of_newer != model
+    assert configuration_of_newer != configuration
+    assert endpoint_of_newer == endpoint
+
+
+def test_a_comment_in_the_sources_leaves_hosting_alone_when_the_digest_is_pinned(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dev_settings()
+    pinned = with_hosting(settings, image_digest="sha256:" + "3c" * 32)
+    release = make_release(settings)
+    before = synthesize(tmp_path / "1", settings, release), synthesize(tmp_path / "2", pinned, release)
+    append(checkout / "model_code" / "environment.py", "# edited\n")
+    monkeypatch.setattr(hosting, "ROOT", checkout)
+    after = synthesize(tmp_path / "3", settings, release), synthesize(tmp_path / "4", pinned, release)
+    assert after[0]["Hosting"] != before[0]["Hosting"]
+    assert after[1]["Hosting"] == before[1]["Hosting"]
+
+
+def test_the_longest_names_stay_within_sagemakers_63_characters(tmp_path: Path) -> None:
+    settings = dev_settings()
+    model = settings.model.model_copy(update={"name": "m" * 16})
+    # With these two the bucket names have 63 characters, which is all that the settings let through.
+    settings = settings.model_copy(update={"project": "p" * 16, "environment": "e" * 13, "model": model})
+    assert len(settings.artifact_bucket) == 63
+    assert max(map(len, names(synthesize(tmp_path, settings, make_release(settings))["Hosting"]))) <= 63
+
+
+def test_a_release_of_another_model_or_bucket_is_refused(tmp_path: Path) -> None:
+    settings = dev_settings()
+    release = make_release(settings)
+    other_model = release.model_copy(update={"model": "iris"})
+    with pytest.raises(ReleaseError, match=r"'iris'.*serves 'mnist'"):
+        compose(tmp_path, settings, other_model)
+    archive = release.archive.model_copy(update={"uri": "s3://somewhere-else/releases/x/model.tar.gz"})
+    with pytest.raises(ReleaseError, match=r"archive\.uri.*ferry release"):
+        compose(tmp_path, settings, release.model_copy(update={"archive": archive}))
+
+
+# Gateway
+
+
+@pytest.fixture(scope="module")
+def method(templates: dict[str, Template]) -> dict[str, Any]:
+    return one(templates["Gateway"], "AWS::ApiGateway::Method")
+
+
+def test_callers_of_the_api_sign_their_requests(method: dict[str, Any]) -> None:
+    assert (method["HttpMethod"], method["AuthorizationType"]) == ("POST", "AWS_IAM")
+
+
+def test_the_api_calls_the_endpoint_itself(method: dict[str, Any]) -> None:
+    integration = method["Integration"]
+    assert integration["Type"] == "AWS"
+    assert integration["Uri"].endswith(f":runtime.sagemaker:path/endpoints/{dev_settings().endpoint}/invocations")
+    assert integration["TimeoutInMillis"] == 29_000
+
+
+def test_every_answer_of_sagemaker_is_mapped_and_every_mapping_is_declared(method: dict[str, Any]) -> None:
+    responses = {each.get("SelectionPattern"): each for each in method["Integration"]["IntegrationResponses"]}
+    assert set(responses) == {"200", "400", "413", "424", "429", None}
+    declared = {each["StatusCode"] for each in method["MethodResponses"]}
+    assert {each["StatusCode"] for each in responses.values()} == declared
+
+
+def test_an_error_of_the_container_keeps_its_status_and_its_envelope(method: dict[str, Any]) -> None:
+    (response,) = (
+        each for each in method["Integration"]["IntegrationResponses"] if each.get("SelectionPattern") == "424"
+    )
+    template = response["ResponseTemplates"]["application/json"]
+    assert "#set($status = $input.path('$.OriginalStatusCode'))" in template
+    assert "#set($context.responseOverride.status = $status)\n$body\n" in template
+
+
+def test_the_envelopes_of_the_gateway_are_json_with_the_keys_of_the_core(templates: dict[str, Template]) -> None:
+    fixed = [each.template for each in gateway_errors.INTEGRATION_ERRORS if not each.template.startswith("#")]
+    own = [
+        each["ResponseTemplates"]["application/json"].replace("$context.error.messageString", '"message"')
+        for each in resources(templates["Gateway"], "AWS::ApiGateway::GatewayResponse")
+    ]
+    assert len(own) == 4
+    for text in fixed + own:
+        envelope = json.loads(text)
+        assert set(envelope) == {"error"}
+        assert set(envelope["error"]) == {"code", "message", "request_id"}
+
+
+def test_the_gateway_and_the_core_agree_on_limit_header_and_binary_types() -> None:
+    assert gateway_errors.MAX_BODY_BYTES == contract.MAX_BODY_BYTES
+    assert gateway.RELEASE_ID_HEADER == contract.RELEASE_ID_HEADER
+    text = {media_type for media_type in codecs.DECODERS if media_type.startswith(("text/", "application/json"))}
+    assert set(codecs.DECODERS) - text <= set(gateway.BINARY_TYPES)
+
+
+def test_throttling_follows_the_settings(templates: dict[str, Template]) -> None:
+    (limits,) = one(templates["Gateway"], "AWS::ApiGateway::Stage")["MethodSettings"]
+    assert limits["ThrottlingRateLimit"] == dev_settings().gateway.rate_limit
+    assert limits["ThrottlingBurstLimit"] == dev_settings().gateway.burst_limit
+    assert limits["DataTraceEnabled"] is False
+
+
+def test_every_log_group_is_encrypted_and_ends(templates: dict[str, Template]) -> None:
+    groups = [each for template in templates.values() for each in resources(template, "AWS::Logs::LogGroup")]
+    assert len(groups) == 3
+    for group in groups:
+        assert group["KmsKeyId"]
+        assert group["RetentionInDays"] == dev_settings().aws.log_retention_days
