@@ -5,6 +5,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
 from botocore.config import Config
 
 from ferry.errors import Refused
@@ -13,6 +14,12 @@ from infra.settings import LocalSettings, Settings
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 # The emulator signs nothing; these say what they are wherever they turn up in a log.
 _EMULATOR_CREDENTIALS = {"aws_access_key_id": "emulator", "aws_secret_access_key": "emulator"}
+# botocore's table of (configuration key, environment variable, default, cast): the caller's profile is not looked at.
+_NO_PROFILE = {
+    "profile": (None, None, None, None),
+    "config_file": (None, None, os.devnull, None),
+    "credentials_file": (None, None, os.devnull, None),
+}
 
 
 def local_settings(settings: Settings) -> LocalSettings:
@@ -38,7 +45,8 @@ def client(settings: Settings, service: str) -> Any:
     """
     config = Config(region_name=settings.aws.region, retries={"mode": "standard", "max_attempts": 4}, connect_timeout=5)
     if settings.local is not None:
-        return boto3.client(service, endpoint_url=emulator_url(settings), config=config, **_EMULATOR_CREDENTIALS)
+        session = boto3.Session(botocore_session=botocore.session.Session(session_vars=_NO_PROFILE))
+        return session.client(service, endpoint_url=emulator_url(settings), config=config, **_EMULATOR_CREDENTIALS)
     _refuse_loopback(settings)
     return boto3.client(service, config=config)
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from ferry import local as local_environment
 from ferry.console import ERR, OUT, line
 from ferry.errors import FerryError, Refused
-from infra.settings import ENVIRONMENT_VARIABLE, ROOT, Settings, SettingsError, load_settings
+from infra.settings import ENVIRONMENT_VARIABLE, FUNCTION_PYTHON, ROOT, Settings, SettingsError, load_settings
 
 Command = Callable[..., None]
 
@@ -25,7 +25,7 @@ def pass_settings(command: Command) -> Command:
     """Hand the chosen environment's settings to a command; reading them here keeps --help free of their faults."""
 
     @click.pass_context
-    def with_settings(ctx: click.Context, **arguments: Any) -> None:
+    def with_settings(ctx: click.Context, /, **arguments: Any) -> None:
         ctx.invoke(command, load_settings(ctx.find_root().params["environment"]), **arguments)
 
     return functools.update_wrapper(with_settings, command)
@@ -98,11 +98,9 @@ def data() -> None:
 
 
 @data.command("upload")
-@click.option(
-    "--data", "source", type=click.Path(path_type=Path), help="Folder with the four IDX files; default: MNIST."
-)
+@_source
 @pass_settings
-def data_upload(settings: Settings, source: Path | None) -> None:
+def data_upload(settings: Settings, source: str | None) -> None:
     """Upload a dataset to the data bucket, its manifest last: that starts the SageMaker pipeline."""
     from ferry.data import prepare, upload
 
@@ -150,7 +148,9 @@ def release(settings: Settings, artifact: str, execution: str) -> None:
 
 
 @main.command()
-@click.option("--python", "python_version", default="3.12", show_default=True, help="Python of the Function App.")
+@click.option(
+    "--python", "python_version", default=FUNCTION_PYTHON, show_default=True, help="Python of the Function App."
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Default: where `cdktf deploy` looks for it.")
 @pass_settings
 def package(settings: Settings, python_version: str, output: Path | None) -> None:
@@ -258,9 +258,7 @@ def verify(settings: Settings, as_json: bool) -> None:
 
 
 @main.command()
-@click.option(
-    "--data", "source", type=click.Path(path_type=Path), help="Folder with the four IDX files; default: MNIST."
-)
+@_source
 @click.option("--keep", is_flag=True, help="Leave the emulator and both doors running.")
 @click.option(
     "--output",

@@ -4,6 +4,7 @@ Nothing is played back: the stacks go through the real `cdk` and `cdktf`, the jo
 doors over HTTP. `run` returns only when every number holds.
 """
 
+import functools
 import json
 import os
 import subprocess
@@ -15,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from model_code.inference.preprocess import normalise
 from numpy.typing import NDArray
 from rich.table import Table
 
 from ferry import aws, local, picture
 from ferry.console import OUT, Steps, line
 from ferry.data import Dataset, prepare, read_test_set, upload
-from ferry.doors import Answer, Door, doors, request_body
+from ferry.doors import Door, doors, request_body
 from ferry.errors import FerryError
 from ferry.files import write_atomically
 from ferry.package import build_package
@@ -31,6 +31,7 @@ from ferry.train import TrainingJob, run_training_job
 from infra.release import Release
 from infra.settings import ENVIRONMENT_VARIABLE, ROOT, Settings
 from model_code.inference.predictor import PROBABILITY_TOLERANCE, Predictor
+from model_code.inference.preprocess import normalise
 
 _BATCH = 200  # images in one request of the accuracy run: about 0.5 MB of JSON
 _LATENCY_REQUESTS = 300
@@ -57,6 +58,7 @@ def run(settings: Settings, environment: str, source: str | None, output: Path, 
     `environment` is what the `cdk` and `cdktf` processes read the same settings by; with `keep` the local environment
     stays up. Raises FerryError when a step fails or a number is off, naming it.
     """
+    aws.local_settings(settings)
     steps = Steps(_STEPS)
     local.down(settings, lambda _: None)  # an earlier run's stacks would be updated, not created
     try:
@@ -110,7 +112,9 @@ def _journey(settings: Settings, environment: str, source: str | None, output: P
 
 
 def _deploy(settings: Settings, environment: str, output: Path, *stacks: str) -> None:
-    _tool(settings, environment, output, "cdk", "deploy", *stacks, "--require-approval", "never", "--exclusively")
+    # The emulator forgets a stack's exports when it is created through a change set, and its parameters when it is updated.
+    options = ("--exclusively", "--method", "direct", "--no-previous-parameters", "--require-approval", "never")
+    _tool(settings, environment, output, "cdk", "deploy", *stacks, *options)
 
 
 def _tool(settings: Settings, environment: str, output: Path, tool: str, *arguments: str) -> None:
@@ -157,17 +161,16 @@ def _tool(settings: Settings, environment: str, output: Path, tool: str, *argume
 def _check_aws(settings: Settings, release: Release, findings: _Findings) -> None:
     """Ask the emulated control plane, not our own templates, what is deployed."""
     sagemaker, cloudformation = aws.client(settings, "sagemaker"), aws.client(settings, "cloudformation")
-    stacks = {
-        stack["StackName"]: stack["StackStatus"]
-        for name in _AWS_STACKS
-        for stack in cloudformation.describe_stacks(StackName=settings.stack(name))["Stacks"]
-    }
-    endpoint = sagemaker.describe_endpoint(EndpointName=settings.endpoint)
+    found = {name: cloudformation.describe_stacks(StackName=settings.stack(name))["Stacks"][0] for name in _AWS_STACKS}
+    stacks = {stack["StackName"]: stack["StackStatus"] for stack in found.values()}
+    outputs = {output["OutputKey"]: output["OutputValue"] for output in found["hosting"]["Outputs"]}
+    # The emulator makes up its own SageMaker names; the stack's output has the one that exists.
+    endpoint = sagemaker.describe_endpoint(EndpointName=outputs["EndpointName"])
     config = sagemaker.describe_endpoint_config(EndpointConfigName=endpoint["EndpointConfigName"])
     model = sagemaker.describe_model(ModelName=config["ProductionVariants"][0]["ModelName"])
     deployed = model["PrimaryContainer"]["ModelDataUrl"]
     findings.report["aws"] = {"stacks": stacks, "endpoint_status": endpoint["EndpointStatus"]}
-    line(f"endpoint {settings.endpoint}: {endpoint['EndpointStatus']}, serves {deployed}")
+    line(f"endpoint {outputs['EndpointName']}: {endpoint['EndpointStatus']}, serves {deployed}")
     for name, status in stacks.items():
         findings.expect(status == "CREATE_COMPLETE", f"stack {name} is {status}")
     findings.expect(endpoint["EndpointStatus"] == "InService", f"the endpoint is {endpoint['EndpointStatus']}")
@@ -201,7 +204,7 @@ def _measure(
     both = doors(settings)
     for door in both:
         line(f"{len(images):,} images to {door.url}")
-        probabilities[door.name] = _in_batches(len(images), lambda part, door=door: _ask(door, inputs[part], release))
+        probabilities[door.name] = _in_batches(len(images), functools.partial(_ask, door, inputs, release))
     labels = {name: values.argmax(axis=1) for name, values in probabilities.items()}
     gate = dataset.settings(settings).gate
     difference = max(
@@ -237,8 +240,8 @@ def _in_batches(count: int, answer: Callable[[slice], NDArray[Any]]) -> NDArray[
     return np.concatenate([answer(slice(start, start + _BATCH)) for start in range(0, count, _BATCH)])
 
 
-def _ask(door: Door, images: NDArray[np.uint8], release: Release) -> NDArray[np.float64]:
-    answer: Answer = door.classify(request_body(images, key="images"))
+def _ask(door: Door, images: NDArray[np.uint8], release: Release, part: slice) -> NDArray[np.float64]:
+    answer = door.classify(request_body(images[part], key="images"))
     if answer.release_id != release.release_id:
         raise FerryError(f"{door.name} answers with release {answer.release_id}, expected {release.release_id}")
     return answer.probabilities

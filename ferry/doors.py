@@ -84,9 +84,8 @@ class EndpointDoor:
         except (ClientError, BotoCoreError) as error:
             raise FerryError(f"{self.name}: endpoint {self._endpoint}: {error}") from error
         seconds = time.perf_counter() - started
-        # SageMaker hands on this one response header of a container.
-        attributes = dict(part.split("=", 1) for part in answer.get("CustomAttributes", "").split(",") if "=" in part)
-        return _answer(content, attributes.get(RELEASE_ID_HEADER), seconds)
+        # SageMaker hands on this one response header of a container; ours puts the release id there.
+        return _answer(content, answer.get("CustomAttributes"), seconds)
 
 
 def doors(settings: Settings) -> tuple[Door, Door]:

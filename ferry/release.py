@@ -158,6 +158,9 @@ def _store(
     prefix = f"{RELEASES_PREFIX}/{identifier}"
     s3 = aws.client(settings, "s3")
     try:
+        if settings.local is not None:
+            # The emulator creates buckets from a template without its VersioningConfiguration.
+            s3.put_bucket_versioning(Bucket=settings.artifact_bucket, VersioningConfiguration={"Status": "Enabled"})
         version, archive = _put_once(
             s3, settings.artifact_bucket, f"{prefix}/{environment.ARCHIVE_FILE}", write_archive(members)
         )
@@ -202,12 +205,21 @@ def _put_once(s3: Any, bucket: str, key: str, content: bytes) -> tuple[str, byte
     """
     try:
         answer = s3.put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*", ChecksumAlgorithm="SHA256")
-        return answer["VersionId"], content
+        return _version(answer, bucket), content
     except ClientError as error:
         if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (409, 412):
             raise
     standing = s3.get_object(Bucket=bucket, Key=key)
-    return standing["VersionId"], standing["Body"].read()
+    return _version(standing, bucket), standing["Body"].read()
+
+
+def _version(answer: Any, bucket: str) -> str:
+    version: str | None = answer.get("VersionId")
+    if version is None:
+        raise FerryError(
+            f"s3://{bucket} keeps no versions, so nothing can be pinned; deploy Foundation, which turns them on"
+        )
+    return version
 
 
 def _same_release(prefix: str, ours: dict[str, bytes], standing: dict[str, bytes]) -> None:

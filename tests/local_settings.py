@@ -21,6 +21,9 @@ hyperparameters = {{ epochs = "1" }}
 gate = 0.95
 hyperparameters = {{ epochs = "20" }}
 
+[hosting]
+instance_type = "ml.c5.large"
+
 [aws]
 account = "123456789012"
 region = "us-east-1"

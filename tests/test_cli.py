@@ -1,0 +1,86 @@
+"""The command line says what is wrong, with the exit code that scripts rely on."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra.settings import ROOT, load_settings
+from tests.local_settings import write_settings
+
+
+def ferry(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("ferry")), *arguments]
+    variables = {"PATH": str(Path(sys.executable).parent), **(environment or {})}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=variables)
+
+
+def test_help_reads_without_valid_settings() -> None:
+    finished = ferry("--env", "nowhere", "release", "--help")
+    assert finished.returncode == 0
+    assert "ARTIFACT" in finished.stdout
+
+
+def test_wrong_settings_end_with_2_and_name_file_and_key(tmp_path: Path) -> None:
+    path = write_settings(tmp_path)
+    path.write_text(path.read_text() + "\n[hostng]\n")
+    finished = ferry("--env", str(path), "settings")
+    assert finished.returncode == 2
+    assert f"{path}: hostng: unknown key; did you mean 'hosting'?" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_the_environment_variable_chooses_the_environment_and_the_option_wins() -> None:
+    assert json.loads(ferry("settings", environment={"FERRY_ENV": "prod"}).stdout)["environment"] == "prod"
+    both = ferry("--env", "dev", "settings", environment={"FERRY_ENV": "prod"})
+    assert json.loads(both.stdout)["environment"] == "dev"
+
+
+def test_the_schema_describes_every_key() -> None:
+    schema = json.loads(ferry("settings", "--schema").stdout)
+    assert schema["properties"]["hosting"]
+    assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("arguments", [("nonsense",), ("train",), ("local", "up", "oven"), ("release",)])
+def test_wrong_usage_ends_with_2(arguments: tuple[str, ...]) -> None:
+    assert ferry(*arguments).returncode == 2
+
+
+def test_commands_for_one_machine_refuse_an_environment_of_real_clouds() -> None:
+    for arguments in (("local", "up"), ("train", "--local"), ("demo",)):
+        finished = ferry("--env", "dev", *arguments)
+        assert finished.returncode == 2, arguments
+        assert "use --env local" in finished.stderr
+
+
+def test_a_busy_port_is_named_with_its_owner_and_its_setting(tmp_path: Path) -> None:
+    path = write_settings(tmp_path)
+    settings = load_settings(str(path))
+    assert settings.local is not None
+    with socket.create_server(("127.0.0.1", settings.local.emulator_port)):
+        finished = ferry("--env", str(path), "local", "up", "emulator")
+    assert finished.returncode == 2
+    assert f"port {settings.local.emulator_port} is taken by pid" in finished.stderr
+    assert "local.emulator_port" in finished.stderr
+
+
+def test_doors_without_a_release_say_what_makes_one(tmp_path: Path) -> None:
+    finished = ferry("--env", str(write_settings(tmp_path)), "local", "up", "sagemaker")
+    assert finished.returncode == 1
+    assert "make it with `ferry release`" in finished.stderr
+
+
+def test_verify_without_a_release_says_what_makes_one(tmp_path: Path) -> None:
+    finished = ferry("--env", str(write_settings(tmp_path)), "verify")
+    assert finished.returncode == 1
+    assert "make it with `ferry release`" in finished.stderr
+
+
+def test_a_missing_data_folder_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    finished = ferry("--env", str(write_settings(tmp_path)), "data", "upload", "--data", str(tmp_path / "none"))
+    assert finished.returncode == 2
+    assert "no such folder" in finished.stderr
