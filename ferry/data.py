@@ -23,6 +23,7 @@ from ferry import aws
 from ferry.errors import FerryError, Refused
 from ferry.files import write_atomically
 from infra.settings import DatasetSettings, Settings
+from model_code.environment import CHANNEL_FOLDERS
 
 # The bucket of the SageMaker examples, then the one that torchvision downloads from.
 MIRRORS = (
@@ -37,7 +38,6 @@ MNIST = {
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 EMBEDDED = "digits"
-CHANNEL_FOLDERS = {"training": "train", "testing": "test"}
 MANIFEST = "manifest.json"
 _DOWNLOAD_SECONDS = 20
 _MAX_DOWNLOAD = 64 * 2**20

@@ -28,13 +28,12 @@ from infra.release import (
     read_release,
     release_id,
 )
-from infra.settings import Settings
+from infra.settings import RELEASES_PREFIX, Settings
 from model_code import environment
 from model_code.inference.contract import ModelDescription, parse_model_json
 from model_code.inference.errors import ModelInvalid
 from model_code.inference.predictor import Predictor
 
-RELEASES_PREFIX = "releases"
 _MAX_ARTIFACT = 2 * 2**30
 
 Report = Callable[[str], None]

@@ -13,9 +13,8 @@ from typing import Any
 
 from ferry import aws
 from ferry.archive import write_archive
-from ferry.data import CHANNEL_FOLDERS
 from ferry.errors import FerryError
-from infra.settings import ROOT, Settings
+from infra.settings import ROOT, TRAINING_PREFIX, Settings
 from model_code import environment
 from model_code.environment import MlPaths
 
@@ -46,10 +45,10 @@ def run_training_job(settings: Settings, dataset: str, report: Report) -> Traini
     s3 = aws.client(settings, "s3")
     report(f"training job {name}")
     _write_input(paths, dict(table.hyperparameters))
-    for channel, folder in CHANNEL_FOLDERS.items():
+    for channel, folder in environment.CHANNEL_FOLDERS.items():
         _download_channel(s3, settings, folder, paths.channel(channel))
     _run(settings, paths, dataset, report)
-    key = f"training/{name}/output/{environment.ARCHIVE_FILE}"
+    key = f"{TRAINING_PREFIX}/{name}/output/{environment.ARCHIVE_FILE}"
     artifact = write_archive(_files_below(paths.model))
     s3.put_object(Bucket=settings.artifact_bucket, Key=key, Body=artifact, ChecksumAlgorithm="SHA256")
     return TrainingJob(name, paths, f"s3://{settings.artifact_bucket}/{key}")
@@ -60,7 +59,7 @@ def _write_input(paths: MlPaths, hyperparameters: dict[str, str]) -> None:
     channel = {"TrainingInputMode": "File", "S3DistributionType": "FullyReplicated", "RecordWrapperType": "None"}
     documents: dict[Path, Any] = {
         paths.hyperparameters: hyperparameters,
-        paths.input_data_config: dict.fromkeys(CHANNEL_FOLDERS, channel),
+        paths.input_data_config: dict.fromkeys(environment.CHANNEL_FOLDERS, channel),
         paths.resource_config: {"current_host": "algo-1", "hosts": ["algo-1"], "network_interface_name": "lo"},
     }
     for path, document in documents.items():

@@ -17,6 +17,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT_VARIABLE = "FERRY_ENV"
 DEFAULT_ENVIRONMENT = "local"
+# Below these keys of the artifacts bucket: what training jobs leave, and what was released.
+TRAINING_PREFIX = "training"
+RELEASES_PREFIX = "releases"
 MAX_SETTINGS_BYTES = 256 * 1024
 # The newest Python that azure-functions 1.x, onnxruntime and the Flex Consumption plan have in common.
 FUNCTION_PYTHON = "3.12"

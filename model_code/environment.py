@@ -15,6 +15,9 @@ from pathlib import Path
 RELEASE_ID = "FERRY_RELEASE_ID"
 MODEL_JSON_SHA256 = "FERRY_MODEL_JSON_SHA256"
 
+# No code reads it: a changed app setting restarts the Function App, also where only the code in its package changed.
+PACKAGE_SHA256 = "FERRY_PACKAGE_SHA256"
+
 # Serving.
 WORKERS = "FERRY_WORKERS"
 MODEL_DIR = "FERRY_MODEL_DIR"
@@ -41,6 +44,9 @@ METRIC_DEFINITIONS = (
     ("test:loss", "test_loss=([0-9.]+)"),
     ("test:accuracy", "test_accuracy=([0-9.]+)"),
 )
+
+# Channel of the training job -> folder of the dataset in the data bucket.
+CHANNEL_FOLDERS = {"training": "train", "testing": "test"}
 
 # What a model artifact and a release are made of.
 MODEL_FILE = "model.onnx"

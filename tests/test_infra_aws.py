@@ -18,7 +18,7 @@ from aws_cdk import aws_s3 as s3
 from botocore.validate import ParamValidator
 from cdk_nag import AwsSolutionsChecks
 
-from infra.aws import gateway, gateway_errors, hosting
+from infra.aws import gateway, gateway_errors, image
 from infra.aws.image import image_tag
 from infra.aws.instance_types import volume_key
 from infra.aws.source_bundle import source_bundle
@@ -509,6 +509,14 @@ def test_endpoint_configurations_change_name_when_their_content_changes(
     assert endpoint_of_newer == endpoint
 
 
+def test_a_first_release_changes_neither_foundation_nor_training(
+    tmp_path: Path, templates: dict[str, Template]
+) -> None:
+    before = synthesize(tmp_path, dev_settings(), None)
+    assert set(before) == {"Foundation", "Training"}
+    assert {name: templates[name] for name in before} == before
+
+
 def test_a_comment_in_the_sources_leaves_hosting_alone_when_the_digest_is_pinned(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -517,7 +525,7 @@ def test_a_comment_in_the_sources_leaves_hosting_alone_when_the_digest_is_pinned
     release = make_release(settings)
     before = synthesize(tmp_path / "1", settings, release), synthesize(tmp_path / "2", pinned, release)
     append(checkout / "model_code" / "environment.py", "# edited\n")
-    monkeypatch.setattr(hosting, "ROOT", checkout)
+    monkeypatch.setattr(image, "ROOT", checkout)
     after = synthesize(tmp_path / "3", settings, release), synthesize(tmp_path / "4", pinned, release)
     assert after[0]["Hosting"] != before[0]["Hosting"]
     assert after[1]["Hosting"] == before[1]["Hosting"]

@@ -7,10 +7,10 @@ from aws_cdk import aws_kms as kms
 from aws_cdk import aws_s3 as s3
 from constructs import Construct
 
-from infra.aws.roles import TRAINING_PREFIX, Roles
+from infra.aws.roles import Roles
 from infra.aws.stack import EnvironmentStack
 from infra.aws.training_image import training_repository_arn
-from infra.settings import Settings
+from infra.settings import TRAINING_PREFIX, Settings
 
 KEPT_IMAGES = 20
 OLD_VERSION_DAYS = 90

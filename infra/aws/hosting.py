@@ -11,10 +11,9 @@ from constructs import Construct
 from infra.aws.foundation import FoundationStack
 from infra.aws.image import image_uri
 from infra.aws.instance_types import volume_key
-from infra.aws.roles import RELEASES_PREFIX
 from infra.aws.stack import EnvironmentStack
 from infra.release import Release, ReleaseError
-from infra.settings import Settings
+from infra.settings import RELEASES_PREFIX, Settings
 from model_code import environment
 
 # Deployment guardrails demand that the variant keeps its name from one configuration to the next.

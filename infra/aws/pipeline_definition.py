@@ -6,9 +6,6 @@ from typing import Any
 from infra.settings import Settings
 from model_code import environment
 
-# Channel of the training job -> folder of the dataset.
-CHANNELS = {"training": "train", "testing": "test"}
-
 
 @dataclass(frozen=True)
 class PipelineResources:
@@ -73,7 +70,7 @@ def _training_job(settings: Settings, resources: PipelineResources) -> dict[str,
             "MetricDefinitions": [{"Name": name, "Regex": regex} for name, regex in environment.METRIC_DEFINITIONS],
         },
         "RoleArn": resources.role_arn,
-        "InputDataConfig": [_channel(name, folder) for name, folder in CHANNELS.items()],
+        "InputDataConfig": [_channel(name, folder) for name, folder in environment.CHANNEL_FOLDERS.items()],
         "OutputDataConfig": {
             "S3OutputPath": resources.output_uri,
             "KmsKeyId": resources.output_key_arn,

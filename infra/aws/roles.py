@@ -8,10 +8,8 @@ from aws_cdk import aws_iam as iam
 from constructs import Construct
 
 from infra.aws.stack import acknowledge
-from infra.settings import Settings
+from infra.settings import RELEASES_PREFIX, TRAINING_PREFIX, Settings
 
-RELEASES_PREFIX = "releases"
-TRAINING_PREFIX = "training"
 # SageMaker Pipelines names the jobs of every pipeline pipelines-<execution id>-<step>-<suffix>.
 PIPELINE_JOB_PREFIX = "pipelines-"
 

@@ -15,11 +15,10 @@ from constructs import Construct
 from infra.aws.foundation import FoundationStack
 from infra.aws.instance_types import volume_key
 from infra.aws.pipeline_definition import PipelineResources, pipeline_definition
-from infra.aws.roles import TRAINING_PREFIX
 from infra.aws.source_bundle import source_bundle
 from infra.aws.stack import EnvironmentStack, acknowledge
 from infra.aws.training_image import training_image
-from infra.settings import ROOT, Settings
+from infra.settings import ROOT, TRAINING_PREFIX, Settings
 
 MAX_EVENT_AGE_SECONDS = 3600
 MAX_EVENT_RETRIES = 24

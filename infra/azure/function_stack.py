@@ -46,8 +46,6 @@ from model_code import environment
 
 # The one blob name that a Flex Consumption app looks for in its deployment container.
 PACKAGE_BLOB = "released-package.zip"
-# No code reads it: a changed app setting restarts the app, also where only the code in the package changed.
-PACKAGE_SHA256 = "FERRY_PACKAGE_SHA256"
 
 _RESOURCE_PROVIDERS = [
     "Microsoft.Insights",
@@ -321,7 +319,7 @@ class FunctionStack(TerraformStack):
         settings = {
             environment.RELEASE_ID: self._release.release_id,
             environment.MODEL_JSON_SHA256: self._release.model_json.sha256,
-            PACKAGE_SHA256: self._package_sha256,
+            environment.PACKAGE_SHA256: self._package_sha256,
             # Inference is bound by the one or two cores of an instance: one thread each, and one that answers health checks.
             "PYTHON_THREADPOOL_THREAD_COUNT": "3" if self._settings.azure.instance_memory_mb == 4096 else "2",
             "APPLICATIONINSIGHTS_AUTHENTICATION_STRING": f"ClientId={identity.client_id};Authorization=AAD",
