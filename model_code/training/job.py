@@ -1,0 +1,258 @@
+"""The contract of a SageMaker training job, for any model: what comes in, what is left behind, and how a failure is told.
+
+In: hyperparameters, one folder a channel, a SIGTERM when the job is stopped. Out: model.onnx and model.json in the model folder,
+both or none; the network's own test outputs beside the artifact; or the file `failure`, whose first 1,024 characters become
+the job's FailureReason (SageMaker Developer Guide, "How Amazon SageMaker processes training output").
+"""
+
+import contextlib
+import datetime
+import importlib
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from model_code import environment
+from model_code.environment import MlPaths
+from model_code.training.errors import BadConfiguration, Stopped, TrainingError
+from model_code.training.export import Provenance, TrainedModel, export_model, operators
+from model_code.training.hyperparameters import as_text
+
+DEFAULT_MODEL = "mnist"
+_FAILURE_CHARACTERS = 1024
+_CAUSE_CHARACTERS = 200
+_FRAMES = 3
+_STAGING = ".incomplete"
+_FORMAT_HINT = "The file below input/config must be as SageMaker writes it: one JSON object."
+_ARTIFACT = (environment.MODEL_FILE, environment.SIGNATURE_FILE)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a model's `train` is given."""
+
+    hyperparameters: Mapping[str, str]
+    paths: MlPaths
+    stop: threading.Event
+
+    def channel(self, name: str) -> Path:
+        """The folder of an input channel; it may not exist."""
+        given = os.environ.get(f"{environment.SM_CHANNEL_PREFIX}{name.upper()}")
+        return Path(given) if given else self.paths.channel(name)
+
+    def raise_if_stopped(self, where: str) -> None:
+        """To be called at every step: SageMaker kills the job 120 seconds after its SIGTERM. Raises Stopped."""
+        if self.stop.is_set():
+            raise Stopped(
+                f"STOPPED by SIGTERM {where}; no model was written",
+                "StopTrainingJob or the longest run time of the job; start it again, or allow it more time.",
+            )
+
+
+def report(line: str) -> None:
+    """One line into the job's log, at once: CloudWatch has no terminal, and a killed job must not keep lines back."""
+    print(line, flush=True)
+
+
+def run(model: str, train: Callable[[Job], TrainedModel]) -> int:
+    """Run one training job from its environment; returns the exit code.
+
+    0: model.onnx and model.json are in the model folder. Anything else: the model folder is empty and `failure` says why; 2 for
+    hyperparameters or job files, 143 after SIGTERM, 1 for the rest.
+    """
+    paths = MlPaths.from_environment()
+    with _sigterm_sets(threading.Event()) as stop:
+        try:
+            _remove_leftovers(paths)
+            job = Job(_hyperparameters(paths), paths, stop)
+            _check_single_host(paths)
+            trained = train(job)
+            job.raise_if_stopped("after the last step")
+            _leave_artifact(model, trained, job)
+        except Exception as error:
+            with contextlib.suppress(OSError):  # the folder may be what is broken; the first error is the one to tell
+                _remove_leftovers(paths)
+            return _fail(error, paths)
+    return 0
+
+
+def run_model(name: str) -> int:
+    """Run the job of the model in the folder `name` beside this file, through its `train.main()`."""
+    known = sorted(path.parent.name for path in Path(__file__).parent.glob("*/train.py"))
+    try:
+        if name not in known:
+            raise BadConfiguration(
+                f"{environment.MODEL_NAME} is {name[:60]!r}; allowed: {', '.join(known)}",
+                f"Set {environment.MODEL_NAME} in the training job's environment.",
+            )
+        main: Callable[[], int] = importlib.import_module(f"model_code.training.{name}.train").main
+    except Exception as error:
+        return _fail(error, MlPaths.from_environment())
+    return main()
+
+
+def _hyperparameters(paths: MlPaths) -> dict[str, str]:
+    """From SM_HPS where AWS's toolkit runs us, else from SageMaker's own file.
+
+    The toolkit repeats them as command-line arguments, which are ignored: the same values, with less of their types.
+    """
+    given = os.environ.get(environment.SM_HPS)
+    if given:
+        return as_text(_parse_json(given, environment.SM_HPS), environment.SM_HPS)
+    document = _read_json(paths.hyperparameters)
+    for key, value in document.items():
+        if not isinstance(value, str):
+            raise BadConfiguration(
+                f"{paths.hyperparameters.name}: {key[:60]}: found {value!r:.40}; allowed: text, as SageMaker writes it",
+                'Put the value in quotes: "1".',
+            )
+    return as_text(document, paths.hyperparameters.name)
+
+
+def _check_single_host(paths: MlPaths) -> None:
+    hosts = _read_json(paths.resource_config).get("hosts")
+    if not isinstance(hosts, list) or len(hosts) != 1:
+        raise BadConfiguration(
+            f"{paths.resource_config.name}: hosts: found {hosts!s:.60}; allowed: one host",
+            "Set InstanceCount of the training job to 1: several would each train a model of their own.",
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadConfiguration(
+            f"{path.name}: cannot be read ({getattr(error, 'strerror', None) or error})",
+            f"SageMaker writes it below input/config; outside SageMaker set {environment.BASE_DIR} to such a layout.",
+        ) from error
+    document = _parse_json(text, path.name)
+    if not isinstance(document, dict):
+        raise BadConfiguration(f"{path.name}: found {type(document).__name__}; allowed: an object", _FORMAT_HINT)
+    return document
+
+
+def _parse_json(text: str, origin: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadConfiguration(f"{origin}: not JSON: {error}", _FORMAT_HINT) from error
+
+
+def _leave_artifact(model: str, trained: TrainedModel, job: Job) -> None:
+    """Export into a hidden folder, then rename: a reader of the model folder sees both files or none.
+
+    The hidden folder is inside the model folder, because beside it may be another file system: SageMaker's local mode mounts
+    the model folder alone.
+    """
+    provenance = Provenance(
+        model=model,
+        dataset=os.environ.get(environment.DATASET) or model,
+        ended_at=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}",
+        source_revision=os.environ.get(environment.SOURCE_REVISION) or "unknown",
+    )
+    folder = Path(os.environ.get(environment.SM_MODEL_DIR) or job.paths.model)
+    staging = folder / _STAGING
+    try:
+        staging.mkdir(parents=True)
+        description, outputs = export_model(trained, provenance, staging)
+        job.raise_if_stopped("during the export")
+        _save_atomically(_output(job.paths.test_outputs, job.paths), outputs.numpy())
+        for name in _ARTIFACT:
+            _sync(staging / name)
+        for name in _ARTIFACT:  # model.json last: it is what makes the artifact one
+            (staging / name).rename(folder / name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    _sync(folder)
+    used = operators(onnx.load(folder / environment.MODEL_FILE))
+    report(
+        f"exported {model}-{description.onnx.sha256[:12]}: {description.onnx.size:,} bytes, opset {description.onnx.opset}, "
+        f"operators {', '.join(f'{name}×{count}' for name, count in used.items())}; parity with torch holds; "
+        f"accuracy {description.metrics['accuracy']:.4f}, loss {description.metrics['loss']:.4f}"
+    )
+
+
+def _output(path: Path, paths: MlPaths) -> Path:
+    """A path of the output folder, where AWS's toolkit says that this folder is."""
+    return Path(os.environ.get(environment.SM_OUTPUT_DIR) or paths.output) / path.relative_to(paths.output)
+
+
+def _save_atomically(path: Path, values: NDArray[np.float32]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}")
+    np.save(unfinished, values)
+    unfinished.rename(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(paths: MlPaths) -> None:
+    """Of an earlier job in the same folders, or of this one where it failed."""
+    folder = Path(os.environ.get(environment.SM_MODEL_DIR) or paths.model)
+    for path in (
+        *(folder / name for name in _ARTIFACT),
+        _output(paths.failure, paths),
+        _output(paths.test_outputs, paths),
+    ):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(folder / _STAGING, ignore_errors=True)
+
+
+def _fail(error: Exception, paths: MlPaths) -> int:
+    """Tell the log and the failure file; returns the exit code."""
+    if not isinstance(error, TrainingError):
+        traceback.print_exception(error)
+    text = _failure_text(error)
+    print(f"training failed: {text}", file=sys.stderr, flush=True)
+    path = _output(paths.failure, paths)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as problem:
+        print(f"{path}: cannot be written ({problem.strerror})", file=sys.stderr, flush=True)
+    return error.exit_code if isinstance(error, TrainingError) else 1
+
+
+def _failure_text(error: Exception) -> str:
+    """The cause in one line, what to do next, then the innermost frames, as far as SageMaker keeps them."""
+    if isinstance(error, TrainingError):
+        cause, hint = str(error), error.hint
+    else:
+        cause, hint = (
+            f"{type(error).__name__}: {error}",
+            "Not a known condition; the job's log holds the whole traceback.",
+        )
+    cause = " ".join(cause.split())
+    if len(cause) > _CAUSE_CHARACTERS:
+        cause = f"{cause[: _CAUSE_CHARACTERS - 1]}…"
+    frames = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)[-_FRAMES:]))
+    return f"{cause}\n{hint}\n\n{frames}"[:_FAILURE_CHARACTERS]
+
+
+@contextlib.contextmanager
+def _sigterm_sets(stop: threading.Event) -> Iterator[threading.Event]:
+    """A flag and no exception: the two renames of the artifact must not be torn apart."""
+    previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, previous)
