@@ -24,7 +24,7 @@ def draw(
     labels: Sequence[Any],
     answers: dict[str, Sequence[Any]],
 ) -> None:
-    """Write a PNG grid of 50 images (n, rows, columns); where an answer differs from the label the cell is framed in red.
+    """Write a PNG grid of 50 images (n, rows, columns); where an answer differs from the label the cell is framed in red and says what it is.
 
     Misses come first, at most 20 of them, so that the picture shows where the model fails and not only that it works.
     """
@@ -45,6 +45,7 @@ def draw(
         sheet.paste(digit, (left + 8, top + 6))
         if not right[index]:
             pen.rectangle((left, top, left + _CELL[0] - 5, top + _CELL[1] - 5), outline=_MISS, width=3)
+            pen.text((left + 72, top + 6), f"is {labels[index]}", _MISS, font=text)
         for row, (name, given) in enumerate(answers.items()):
             colour = _INK if given[index] == labels[index] else _MISS
             pen.text((left + 8, top + 92 + 18 * row), f"{name} {given[index]}", colour, font=text)

@@ -1,0 +1,163 @@
+"""The whole journey, once, on the embedded digits: real cdk, real training, both doors, every number of the report."""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from ferry import aws
+from infra.release import read_release
+from infra.settings import ROOT, Settings, load_settings
+from tests.local_settings import write_settings
+
+
+@dataclass(frozen=True)
+class Journey:
+    """A finished `ferry demo --keep`: both doors and the emulator are up."""
+
+    settings: Settings
+    output: Path
+    printed: str
+
+    @property
+    def report(self) -> Any:
+        return json.loads((self.output / "report.json").read_bytes())
+
+
+def ferry(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("ferry")), "--env", str(path), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def settings_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_settings(tmp_path_factory.mktemp("demo"), name="demo")
+
+
+@pytest.fixture(scope="module")
+def journey(settings_path: Path) -> Iterator[Journey]:
+    output = settings_path.parent / "demo"
+    try:
+        finished = ferry(settings_path, "demo", "--data", "digits", "--keep", "--output", str(output))
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        yield Journey(load_settings(str(settings_path)), output, finished.stdout)
+    finally:
+        ferry(settings_path, "local", "down")
+
+
+def post(url: str, body: bytes) -> Any:
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def test_every_number_of_the_report_holds(journey: Journey) -> None:
+    report = journey.report
+    assert report["dataset"] == "digits"
+    assert set(report["accuracy"]) == {"torch", "onnx", "sagemaker", "azure"}
+    assert len(set(report["accuracy"].values())) == 1
+    assert min(report["accuracy"].values()) >= 0.95
+    assert 0 <= report["parity"]["max_abs_diff"] <= 1e-5
+    assert report["release_id"] == read_release(journey.settings.release_path).release_id
+    for door in ("sagemaker", "azure"):
+        assert 0 < report["latency_ms"][door]["p50"] <= report["latency_ms"][door]["p99"]
+    assert report["aws"]["endpoint_status"] == "InService"
+    assert set(report["aws"]["stacks"].values()) == {"CREATE_COMPLETE"}
+    assert report["azure"]["stack"] == journey.settings.stack("azure")
+
+
+def test_the_picture_shows_fifty_digits(journey: Journey) -> None:
+    with Image.open(journey.output / "report.png") as picture:
+        assert picture.size[0] > 800
+        assert len(np.unique(np.asarray(picture.convert("L")))) > 50
+
+
+def test_the_emulated_account_holds_what_the_stacks_declare(journey: Journey) -> None:
+    settings = journey.settings
+    buckets = {bucket["Name"] for bucket in aws.client(settings, "s3").list_buckets()["Buckets"]}
+    assert {settings.data_bucket, settings.artifact_bucket, settings.log_bucket} <= buckets
+    roles = {role["RoleName"] for role in aws.client(settings, "iam").list_roles(MaxItems=1000)["Roles"]}
+    assert {settings.role(purpose) for purpose in ("training", "pipeline", "hosting", "gateway", "trigger")} <= roles
+    repositories = aws.client(settings, "ecr").describe_repositories()["repositories"]
+    assert [repository["repositoryName"] for repository in repositories] == [settings.repository]
+    sagemaker = aws.client(settings, "sagemaker")
+    release = read_release(settings.release_path)
+    (model,) = sagemaker.list_models()["Models"]
+    container = sagemaker.describe_model(ModelName=model["ModelName"])["PrimaryContainer"]
+    assert container["ModelDataUrl"] == release.archive.uri
+    assert container["Environment"]["FERRY_RELEASE_ID"] == release.release_id
+    assert len(sagemaker.list_endpoint_configs()["EndpointConfigs"]) == 1
+    (endpoint,) = sagemaker.list_endpoints()["Endpoints"]
+    assert endpoint["EndpointStatus"] == "InService"
+    apis = aws.client(settings, "apigateway").get_rest_apis()["items"]
+    assert [api["name"] for api in apis] == [settings.prefix]
+
+
+def test_the_manifest_went_up_after_every_file_that_it_names(journey: Journey) -> None:
+    s3, settings = aws.client(journey.settings, "s3"), journey.settings
+    listing = s3.list_objects_v2(Bucket=settings.data_bucket, Prefix=settings.dataset_prefix)["Contents"]
+    written = {entry["Key"]: entry["LastModified"] for entry in listing}
+    key = f"{settings.dataset_prefix}/manifest.json"
+    manifest = json.load(s3.get_object(Bucket=settings.data_bucket, Key=key)["Body"])
+    assert {entry["key"] for entry in manifest["files"]} == set(written) - {key}
+    assert written[key] == max(written.values())
+
+
+def test_a_request_of_sixteen_images_gets_the_same_answer_at_both_doors(journey: Journey, settings_path: Path) -> None:
+    status = json.loads(ferry(settings_path, "local", "status", "--json").stdout)
+    image = json.loads((journey.output / "request.json").read_bytes())["data"][0]
+    body = json.dumps({"data": [image] * 16}).encode()
+    answers = [post(url, body) for url in (status["doors"]["sagemaker"], status["doors"]["azure"])]
+    assert answers[0] == answers[1]
+    assert list(answers[0]) == ["digits"]
+    assert len(answers[0]["digits"]) == 16
+
+
+def test_status_names_urls_pids_and_the_release(journey: Journey, settings_path: Path) -> None:
+    status = json.loads(ferry(settings_path, "local", "status", "--json").stdout)
+    local = journey.settings.local
+    assert local is not None
+    assert status["doors"]["sagemaker"] == f"http://127.0.0.1:{local.sagemaker_port}/invocations"
+    assert status["doors"]["azure"] == f"http://127.0.0.1:{local.azure_port}/api/classify"
+    assert status["emulator"] == f"http://localhost:{local.emulator_port}"
+    assert status["release_id"] == journey.report["release_id"]
+    assert all(psutil.pid_exists(pid) for pids in status["pids"].values() for pid in pids)
+    assert all(status["pids"].values())
+
+
+def test_verify_finds_both_doors_in_agreement(journey: Journey, settings_path: Path) -> None:
+    finished = ferry(settings_path, "verify", "--json")
+    assert finished.returncode == 0, finished.stderr
+    document = json.loads(finished.stdout)
+    assert [door["problems"] for door in document["doors"]] == [[], []]
+    assert {door["release_id"] for door in document["doors"]} == {document["release_id"]}
+
+
+def test_the_printed_curl_command_works(journey: Journey) -> None:
+    assert journey.printed.count("curl -H 'Content-Type: application/json' --data @") == 2
+    assert "Both are up until: ferry local down" in journey.printed
+
+
+def test_a_service_that_was_killed_comes_back_and_down_leaves_nothing(journey: Journey, settings_path: Path) -> None:
+    pids = json.loads(ferry(settings_path, "local", "status", "--json").stdout)["pids"]
+    psutil.Process(pids["sagemaker"][0]).kill()
+    assert json.loads(ferry(settings_path, "local", "status", "--json").stdout)["doors"]["azure"]
+    again = ferry(settings_path, "local", "up")
+    assert again.returncode == 0, again.stderr
+    status = json.loads(ferry(settings_path, "local", "status", "--json").stdout)
+    assert all(status["doors"].values())
+    everything = {pid for each in (pids, status["pids"]) for owned in each.values() for pid in owned}
+    assert ferry(settings_path, "local", "down").returncode == 0
+    assert not any(psutil.pid_exists(pid) for pid in everything)
+    assert ferry(settings_path, "local", "down").returncode == 0
+    assert os.listdir(journey.output)
