@@ -80,7 +80,7 @@ def _build(release_dir: Path, output: Path, python_version: str, cache: Path, re
     if not re.fullmatch(r"3\.\d+", python_version):
         raise PackageError(f"Python {python_version!r}: give major and minor version, for instance {FUNCTION_PYTHON}")
     release, members = _read_release(release_dir)
-    pins = read_pins(_REQUIREMENTS)
+    pins = read_pins(_REQUIREMENTS, python_version)
     files = _own_files() | _release_files(release, members) | _wheel_files(pins, python_version, cache)
     report(f"packed    {release.release_id}, {', '.join(f'{name} {version}' for name, version in pins.items())}")
 

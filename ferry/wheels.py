@@ -4,7 +4,6 @@ A wheel is a zip: it is read member by member, never installed, so no code of a 
 """
 
 import hashlib
-import re
 import shutil
 import stat
 import subprocess
@@ -15,11 +14,13 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
 from ferry.errors import FerryError
 
 # The Functions host runs on x86-64 with a glibc newer than 2.28.
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux2014_x86_64")
-_PIN = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.+!]+)$")
 _MAX_UNPACKED = 600 * 2**20
 _ERROR_LINES = 5
 
@@ -51,18 +52,35 @@ class WheelError(FerryError):
     """A wheel is missing, unsafe, or made for another Python or machine."""
 
 
-def read_pins(requirements: Path) -> dict[str, str]:
-    """Normalised name to exact version, from a requirements file that holds nothing but pins. Raises WheelError."""
+def read_pins(requirements: Path, python_version: str) -> dict[str, str]:
+    """Normalised name to exact version, from a requirements file that holds nothing but pins. Raises WheelError.
+
+    A pin may have a marker on `python_version`, which is held against the package's Python and not against this one.
+    """
     pins: dict[str, str] = {}
     for number, line in enumerate(requirements.read_text(encoding="utf-8").splitlines(), start=1):
         text = line.partition("#")[0].strip()
         if not text:
             continue
-        match = _PIN.match(text)
-        if match is None:
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:
+            requirement = None
+        pin = _exact_version(requirement) if requirement else None
+        if requirement is None or pin is None:
             raise WheelError(f"{requirements}:{number}: {text!r}; only exact pins like numpy==2.4.6 are allowed")
-        pins[_normalised(match[1])] = match[2]
+        if requirement.marker is None or requirement.marker.evaluate({"python_version": python_version}):
+            pins[canonicalize_name(requirement.name)] = pin
     return pins
+
+
+def _exact_version(requirement: Requirement) -> str | None:
+    """The version that a requirement pins, or None where it leaves a choice."""
+    specifiers = list(requirement.specifier)
+    if len(specifiers) != 1 or requirement.url or requirement.extras:
+        return None
+    (specifier,) = specifiers
+    return specifier.version if specifier.operator == "==" and "*" not in specifier.version else None
 
 
 def fetch_wheels(pins: Mapping[str, str], python_version: str, cache: Path) -> list[Path]:
@@ -78,7 +96,7 @@ def fetch_wheels(pins: Mapping[str, str], python_version: str, cache: Path) -> l
     found = {}
     for wheel in wheels:
         name, version, *tags = wheel.stem.split("-")
-        found[_normalised(name)] = version
+        found[canonicalize_name(name)] = version
         _check_tags(wheel, tags[-3:], python_version)
     if found != dict(pins):
         raise WheelError(f"{folder}: holds {found}, but the pins are {dict(pins)}; delete it and build again")
@@ -158,7 +176,3 @@ def _check_member(wheel: Path, member: zipfile.ZipInfo, files: Mapping[str, byte
         raise WheelError(f"{wheel}: member {name!r} wants to be installed elsewhere, which a package cannot do")
     if name in files:
         raise WheelError(f"{wheel}: member {name!r} stands in it twice")
-
-
-def _normalised(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()

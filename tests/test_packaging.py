@@ -1,6 +1,7 @@
 """The Azure package: what is in it, that it is the same for the same inputs, and that it works with nothing beside it."""
 
 import hashlib
+import importlib.metadata
 import json
 import marshal
 import os
@@ -110,7 +111,10 @@ def test_our_files_are_exactly_the_allowed_ones(names: list[str]) -> None:
 
 def test_site_packages_holds_the_pinned_distributions_and_nothing_else(names: list[str]) -> None:
     top = {name.removeprefix(f"{SITE_PACKAGES}/").split("/")[0] for name in names if name.startswith(SITE_PACKAGES)}
-    described = {f"{name.replace('-', '_')}-{version}.dist-info" for name, version in read_pins(REQUIREMENTS).items()}
+    described = {
+        f"{name.replace('-', '_')}-{version}.dist-info"
+        for name, version in read_pins(REQUIREMENTS, THIS_PYTHON).items()
+    }
     assert {name for name in top if name.endswith(".dist-info")} == described
     assert {name for name in top if not name.endswith(".dist-info")} == {
         "azure",
@@ -131,11 +135,8 @@ def test_licences_stay_in_the_package(names: list[str]) -> None:
 
 
 def test_the_function_runs_the_versions_of_everything_else() -> None:
-    pinned = dict(
-        line.lower().split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
-    )
-    pins = read_pins(REQUIREMENTS)
-    assert {name: pinned[name] for name in pins} == pins
+    pins = read_pins(REQUIREMENTS, THIS_PYTHON)
+    assert {name: importlib.metadata.version(name) for name in pins} == pins
 
 
 def test_the_package_stays_below_its_limit(built: PackageReport) -> None:
@@ -274,7 +275,13 @@ def test_requirements_are_exact_pins_only(line: str, tmp_path: Path) -> None:
     path = tmp_path / "requirements.txt"
     path.write_text(f"# comment\nWerkzeug==3.1.9  # pinned\n{line}\n")
     with pytest.raises(WheelError, match=r"requirements.txt:3: .*only exact pins"):
-        read_pins(path)
+        read_pins(path, "3.12")
+
+
+def test_a_marker_is_held_against_the_python_of_the_package(tmp_path: Path) -> None:
+    path = tmp_path / "requirements.txt"
+    path.write_text('a==1; python_version < "3.13"  # old\na==2; python_version >= "3.13"\n')
+    assert [read_pins(path, version) for version in ("3.9", "3.12", "3.13")] == [{"a": "1"}, {"a": "1"}, {"a": "2"}]
 
 
 def write_wheel(path: Path, *names: str, symlink: bool = False) -> Path:

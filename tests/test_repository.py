@@ -55,6 +55,7 @@ IMPORT_TABLE: dict[str, set[str]] = {
         "botocore",
         "click",
         "numpy",
+        "packaging",
         "PIL",
         "psutil",
         "rich",
