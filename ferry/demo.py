@@ -161,16 +161,17 @@ def _tool(settings: Settings, environment: str, output: Path, tool: str, *argume
 def _check_aws(settings: Settings, release: Release, findings: _Findings) -> None:
     """Ask the emulated control plane, not our own templates, what is deployed."""
     sagemaker, cloudformation = aws.client(settings, "sagemaker"), aws.client(settings, "cloudformation")
-    found = {name: cloudformation.describe_stacks(StackName=settings.stack(name))["Stacks"][0] for name in _AWS_STACKS}
-    stacks = {stack["StackName"]: stack["StackStatus"] for stack in found.values()}
-    outputs = {output["OutputKey"]: output["OutputValue"] for output in found["hosting"]["Outputs"]}
-    # The emulator makes up its own SageMaker names; the stack's output has the one that exists.
-    endpoint = sagemaker.describe_endpoint(EndpointName=outputs["EndpointName"])
+    stacks = {
+        stack["StackName"]: stack["StackStatus"]
+        for name in _AWS_STACKS
+        for stack in cloudformation.describe_stacks(StackName=settings.stack(name))["Stacks"]
+    }
+    endpoint = sagemaker.describe_endpoint(EndpointName=settings.endpoint)
     config = sagemaker.describe_endpoint_config(EndpointConfigName=endpoint["EndpointConfigName"])
     model = sagemaker.describe_model(ModelName=config["ProductionVariants"][0]["ModelName"])
     deployed = model["PrimaryContainer"]["ModelDataUrl"]
     findings.report["aws"] = {"stacks": stacks, "endpoint_status": endpoint["EndpointStatus"]}
-    line(f"endpoint {outputs['EndpointName']}: {endpoint['EndpointStatus']}, serves {deployed}")
+    line(f"endpoint {settings.endpoint}: {endpoint['EndpointStatus']}, serves {deployed}")
     for name, status in stacks.items():
         findings.expect(status == "CREATE_COMPLETE", f"stack {name} is {status}")
     findings.expect(endpoint["EndpointStatus"] == "InService", f"the endpoint is {endpoint['EndpointStatus']}")

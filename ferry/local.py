@@ -117,7 +117,7 @@ def _service(settings: Settings, name: str) -> _Service:
 
 
 def _emulator(settings: Settings, local: LocalSettings) -> _Launch:
-    command = [sys.executable, "-m", "moto.server", "--host", _LOOPBACK, "--port", str(local.emulator_port)]
+    command = [sys.executable, "-m", "ferry.emulator", "--host", _LOOPBACK, "--port", str(local.emulator_port)]
     return _Launch(command, aws.emulator_environment(settings), settings.build_path)
 
 

@@ -89,16 +89,17 @@ def test_the_emulated_account_holds_what_the_stacks_declare(journey: Journey) ->
     roles = {role["RoleName"] for role in aws.client(settings, "iam").list_roles(MaxItems=1000)["Roles"]}
     assert {settings.role(purpose) for purpose in ("training", "pipeline", "hosting", "gateway", "trigger")} <= roles
     repositories = aws.client(settings, "ecr").describe_repositories()["repositories"]
-    assert [repository["repositoryName"] for repository in repositories] == [settings.repository]
+    assert settings.repository in [repository["repositoryName"] for repository in repositories]
     sagemaker = aws.client(settings, "sagemaker")
     release = read_release(settings.release_path)
     (model,) = sagemaker.list_models()["Models"]
+    assert model["ModelName"].startswith(settings.endpoint)
     container = sagemaker.describe_model(ModelName=model["ModelName"])["PrimaryContainer"]
     assert container["ModelDataUrl"] == release.archive.uri
     assert container["Environment"]["FERRY_RELEASE_ID"] == release.release_id
-    assert len(sagemaker.list_endpoint_configs()["EndpointConfigs"]) == 1
-    (endpoint,) = sagemaker.list_endpoints()["Endpoints"]
-    assert endpoint["EndpointStatus"] == "InService"
+    (configuration,) = sagemaker.list_endpoint_configs()["EndpointConfigs"]
+    assert configuration["EndpointConfigName"].startswith(settings.endpoint)
+    assert sagemaker.describe_endpoint(EndpointName=settings.endpoint)["EndpointStatus"] == "InService"
     apis = aws.client(settings, "apigateway").get_rest_apis()["items"]
     assert [api["name"] for api in apis] == [settings.prefix]
 

@@ -54,6 +54,7 @@ IMPORT_TABLE: dict[str, set[str]] = {
         "boto3",
         "botocore",
         "click",
+        "moto",
         "numpy",
         "packaging",
         "PIL",
