@@ -1,11 +1,14 @@
 """What a person sees: steps with their time, lines of progress, tables. Plain lines when nobody's terminal is there."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
+
+# Takes one line of progress; work is told where its lines go and prints none itself.
+Report = Callable[[str], None]
 
 OUT = Console(highlight=False, soft_wrap=True)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -11,7 +11,6 @@ import shutil
 import struct
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferry import aws
+from ferry.console import Report
 from ferry.errors import FerryError, Refused
 from ferry.files import write_atomically
 from infra.settings import DatasetSettings, Settings
@@ -41,8 +41,6 @@ EMBEDDED = "digits"
 MANIFEST = "manifest.json"
 _DOWNLOAD_SECONDS = 20
 _MAX_DOWNLOAD = 64 * 2**20
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ferry import aws, processes
+from ferry.console import Report
 from ferry.errors import FerryError, Refused
 from ferry.files import write_atomically
 from infra.release import Release
@@ -32,8 +33,6 @@ _LOOPBACK = "127.0.0.1"
 _START_SECONDS = 90
 # A little over the 30 s that SageMaker grants a container between SIGTERM and SIGKILL.
 _STOP_SECONDS = 35
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ferry.console import Report
 from ferry.errors import FerryError
 from ferry.files import write_atomically
 from ferry.release import verified_members
@@ -34,8 +35,6 @@ _PROBE = Path(__file__).with_name("package_probe.py")
 _MOUNT = "/home/site/wwwroot"
 _PROBE_SECONDS = 120
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-
-Report = Callable[[str], None]
 
 
 class PackageError(FerryError):

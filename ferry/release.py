@@ -7,7 +7,6 @@ or by a later one, gives that first release back. Nothing is published unless ev
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from ferry import aws
 from ferry.archive import read_archive, write_archive
+from ferry.console import Report
 from ferry.errors import FerryError, Refused
 from ferry.files import write_atomically
 from infra.release import (
@@ -35,8 +35,6 @@ from model_code.inference.errors import ModelInvalid
 from model_code.inference.predictor import Predictor
 
 _MAX_ARTIFACT = 2 * 2**30
-
-Report = Callable[[str], None]
 
 
 def make_release(settings: Settings, artifact: str, report: Report, *, execution: str = "local") -> Release:

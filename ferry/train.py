@@ -6,21 +6,19 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ferry import aws
 from ferry.archive import write_archive
+from ferry.console import Report
 from ferry.errors import FerryError
 from infra.settings import ROOT, TRAINING_PREFIX, Settings
 from model_code import environment
 from model_code.environment import MlPaths
 
 _STOP_SECONDS = 120  # what SageMaker grants between SIGTERM and SIGKILL
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ hyperparameters = {{ epochs = "1" }}
 
 [datasets.digits]
 gate = 0.95
-hyperparameters = {{ epochs = "20" }}
+hyperparameters = {{ epochs = "{digits_epochs}" }}
 
 [hosting]
 instance_type = "ml.c5.large"
@@ -40,11 +40,12 @@ azure_port = {ports[2]}
 """
 
 
-def write_settings(folder: Path, name: str = "trial", gate: float = 0.5) -> Path:
+def write_settings(folder: Path, name: str = "trial", gate: float = 0.5, digits_epochs: int = 20) -> Path:
     """Write a settings file below `folder` and return its path; the ports were free a moment ago."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.toml"
-    path.write_text(_TEMPLATE.format(name=name, build=folder / "build", gate=gate, ports=free_ports(3)))
+    values = {"name": name, "build": folder / "build", "gate": gate, "digits_epochs": digits_epochs}
+    path.write_text(_TEMPLATE.format(ports=free_ports(3), **values))
     return path
 
 

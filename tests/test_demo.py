@@ -61,6 +61,16 @@ def post(url: str, body: bytes) -> Any:
         return json.load(answer)
 
 
+def test_a_model_below_its_gate_ends_the_journey_with_1_and_leaves_nothing_running(tmp_path: Path) -> None:
+    path = write_settings(tmp_path, name="weak", digits_epochs=1)
+    finished = ferry(path, "demo", "--data", "digits", "--keep", "--output", str(tmp_path / "demo"))
+    assert finished.returncode == 1
+    assert "GATE_FAILED" in finished.stderr
+    assert "at least 0.95 wanted" in finished.stderr
+    assert not any(json.loads(ferry(path, "local", "status", "--json").stdout)["pids"].values())
+    assert not load_settings(str(path)).release_path.exists()
+
+
 def test_every_number_of_the_report_holds(journey: Journey) -> None:
     report = journey.report
     assert report["dataset"] == "digits"
