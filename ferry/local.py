@@ -5,7 +5,6 @@ killed command left behind.
 """
 
 import fcntl
-import json
 import os
 import shutil
 import sys
@@ -27,10 +26,12 @@ from infra.release import Release
 from infra.settings import ROOT, LocalSettings, Settings
 from model_code import environment
 from model_code.environment import MlPaths
+from model_code.inference.contract import RELEASE_ID_HEADER
 
 SERVICES = ("emulator", "sagemaker", "azure")
 _LOOPBACK = "127.0.0.1"
 _START_SECONDS = 90
+_HEALTH_SECONDS = 2  # what SageMaker gives /ping
 # A little over the 30 s that SageMaker grants a container between SIGTERM and SIGKILL.
 _STOP_SECONDS = 35
 
@@ -93,7 +94,7 @@ def status(settings: Settings) -> dict[str, Any]:
     }
     return {
         "environment": settings.environment,
-        "release_id": _released(services["azure"]) if running["azure"] else None,
+        "release_id": next((_released(services[door].health) for door in urls if running[door]), None),
         "emulator": aws.emulator_url(settings) if running["emulator"] else None,
         "doors": {name: url if running[name] else None for name, url in urls.items()},
         "pids": {name: [process.pid for process in marked] for name, marked in found.items()},
@@ -189,17 +190,17 @@ def _wait(settings: Settings, name: str, service: _Service) -> None:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
+        with urllib.request.urlopen(url, timeout=_HEALTH_SECONDS) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError, ValueError):
         return False
 
 
-def _released(function: _Service) -> str | None:
-    """The release id that the running Function reports; the container is pinned to the same one when it starts."""
+def _released(url: str) -> str | None:
+    """The release id that a running door reports with its health."""
     try:
-        with urllib.request.urlopen(function.health, timeout=2) as answer:
-            release_id: str | None = json.load(answer).get("release_id")
+        with urllib.request.urlopen(url, timeout=_HEALTH_SECONDS) as answer:
+            release_id: str | None = answer.headers.get(RELEASE_ID_HEADER)
             return release_id
     except (urllib.error.URLError, OSError, ValueError):
         return None
