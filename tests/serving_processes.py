@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ferry.wheels import read_pins
 from infra.settings import ROOT
 from model_code import environment
 
@@ -95,9 +96,9 @@ def build_package(folder: Path, function_app: str | None = None) -> Path:
     """
     libraries = folder / ".python_packages" / "lib" / "site-packages"
     libraries.mkdir(parents=True)
-    for pin in (ROOT / "function_app" / "requirements.txt").read_text().splitlines():
-        if pin and not pin.startswith("#"):
-            _link_distribution(pin.partition("==")[0], libraries)
+    python_version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    for name in read_pins(ROOT / "function_app" / "requirements.txt", python_version):
+        _link_distribution(name, libraries)
     source = function_app or (ROOT / "function_app" / "function_app.py").read_text()
     (folder / "function_app.py").write_text(source)
     shutil.copy(ROOT / "function_app" / "host.json", folder)

@@ -1,11 +1,12 @@
 """The Azure Function: its handlers with real request objects, and the development host with real processes."""
 
 import http.client
+import importlib.metadata
 import importlib.util
 import json
 import logging
-import re
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from azure.functions.http import HttpRequest
 
+from ferry.wheels import read_pins
 from infra.settings import ROOT
 from model_code import environment
 from tests import serving_models
@@ -154,12 +156,8 @@ def test_host_json_keeps_the_route_and_a_limit_below_the_load_balancers() -> Non
 
 @pytest.mark.parametrize("path", ["function_app/requirements.txt", "model_code/container/requirements.txt"])
 def test_what_is_deployed_is_what_is_tested(path: str) -> None:
-    def pins(name: str) -> set[str]:
-        lines = (line.partition("#")[0].strip().lower() for line in (ROOT / name).read_text().splitlines())
-        return {line for line in lines if line}
-
-    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9.]+", pin) for pin in pins(path))
-    assert pins(path) <= pins("constraints.txt")
+    pins = read_pins(ROOT / path, f"{sys.version_info.major}.{sys.version_info.minor}")
+    assert {name: importlib.metadata.version(name) for name in pins} == pins
 
 
 # The development host
