@@ -25,6 +25,7 @@ from model_code.training.mnist.model import Network
 
 _ACTIVATION = "log_softmax"
 _REPORTS_AN_EPOCH = 10
+_REPORT_SECONDS = 1.0  # short epochs speak through their metrics line alone
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def fit(settings: Hyperparameters, training: Digits, testing: Digits, where: Dev
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=settings.epochs * steps)
     for epoch in range(1, settings.epochs + 1):
-        started, total = time.perf_counter(), 0.0
+        started, reported, total = time.perf_counter(), 0.0, 0.0
         order = torch.randperm(len(labels), generator=shuffle)
         for step, index in enumerate(torch.split(order, settings.batch_size), start=1):
             job.raise_if_stopped(f"at epoch {epoch}, step {step} of {steps}")
@@ -103,8 +104,9 @@ def fit(settings: Hyperparameters, training: Digits, testing: Digits, where: Dev
             optimizer.step()
             schedule.step()
             total += value * len(index)
-            if step % math.ceil(steps / _REPORTS_AN_EPOCH) == 0 or step == steps:
-                seconds = time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            if step % math.ceil(steps / _REPORTS_AN_EPOCH) == 0 and seconds - reported >= _REPORT_SECONDS:
+                reported = seconds
                 report(f"epoch {epoch}/{settings.epochs}  step {step}/{steps}  loss {value:.4f}  {seconds:.1f} s")
         _report_metrics(epoch, total / len(labels), network, testing, where.device)
     return network
