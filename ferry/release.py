@@ -18,6 +18,7 @@ from ferry.archive import read_archive, write_archive
 from ferry.console import Report
 from ferry.errors import FerryError, Refused
 from ferry.files import write_atomically
+from ferry.model_probe import probe_model
 from infra.release import (
     FileDigest,
     Gate,
@@ -32,7 +33,6 @@ from infra.settings import RELEASES_PREFIX, Settings
 from model_code import environment
 from model_code.inference.contract import ModelDescription, parse_model_json
 from model_code.inference.errors import ModelInvalid
-from model_code.inference.predictor import Predictor
 
 _MAX_ARTIFACT = 2 * 2**30
 
@@ -120,13 +120,13 @@ def _fetch(settings: Settings, artifact: str) -> bytes:
 
 
 def _verify(members: dict[str, bytes], origin: str) -> ModelDescription:
-    """Parse the description, compare digests, load the model and run its golden inputs."""
+    """Parse the description; compare digests, check the model and run its golden inputs, in a process under limits."""
     try:
         description = parse_model_json(members[environment.SIGNATURE_FILE])
         with tempfile.TemporaryDirectory(prefix="ferry-release-") as folder:
             for name, content in members.items():
                 (Path(folder) / name).write_bytes(content)
-            Predictor.load(Path(folder))
+            probe_model(Path(folder), origin)
     except ModelInvalid as error:
         raise FerryError(f"MODEL_INVALID {origin}: {error}") from error
     return description

@@ -56,6 +56,7 @@ IMPORT_TABLE: dict[str, set[str]] = {
         "click",
         "moto",
         "numpy",
+        "onnx",
         "packaging",
         "PIL",
         "psutil",
@@ -63,7 +64,7 @@ IMPORT_TABLE: dict[str, set[str]] = {
         "sklearn",
         "urllib3",
     },
-    "bench/*": {"bench", "model_code", "numpy", "torch"},
+    "bench/*": {"bench", "ferry.archive", "infra.release", "model_code", "numpy", "onnxruntime", "torch"},
 }
 
 
