@@ -33,6 +33,7 @@ OPSET = 18
 IR_VERSION = 10
 INPUT = TensorSpec("input_0", (None, 1, 28, 28), "float32")
 OUTPUT = TensorSpec("output_0", (None, CLASSES), "float32")
+SLOW = np.full((1, 1, 28, 28), 5e8, np.float32)  # see write_slow_model
 PREPROCESSING = Preprocessing(scale=1 / 255, mean=(0.1307,), std=(0.3081,))
 
 
@@ -53,12 +54,42 @@ def log_probabilities(inputs: NDArray[Any], *, seed: int = 0) -> NDArray[np.floa
 
 def onnx_bytes(seed: int = 0) -> bytes:
     """The serialized model of this seed."""
+    return _serialized([helper.make_node("LogSoftmax", ["logits"], [OUTPUT.name], axis=1)], seed)
+
+
+def slow_onnx_bytes(seed: int = 0) -> bytes:
+    """A model with the same answers, but it takes as many turns in a loop as its largest input says (about 0.5 us each)."""
+    go_on = helper.make_tensor_value_info("go_on", TensorProto.BOOL, [])
+    turn = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Identity", ["carried"], ["carried_on"]),
+        ],
+        "turn",
+        [
+            helper.make_tensor_value_info("index", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("carried", TensorProto.FLOAT, ["batch", CLASSES]),
+        ],
+        [go_on, helper.make_tensor_value_info("carried_on", TensorProto.FLOAT, ["batch", CLASSES])],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", [INPUT.name], ["largest"], keepdims=0),
+        helper.make_node("Cast", ["largest"], ["turns"], to=TensorProto.INT64),
+        helper.make_node("Loop", ["turns", "", "logits"], ["looped"], body=turn),
+        helper.make_node("LogSoftmax", ["looped"], [OUTPUT.name], axis=1),
+    ]
+    return _serialized(nodes, seed)
+
+
+def _serialized(nodes: list[onnx.NodeProto], seed: int) -> bytes:
+    """The model whose `nodes` make the output of "logits", which is one dense layer of this seed over the input."""
     matrix, bias = weights(seed)
     graph = helper.make_graph(
         [
             helper.make_node("Flatten", [INPUT.name], ["flat"], axis=1),
             helper.make_node("Gemm", ["flat", "weight", "bias"], ["logits"]),
-            helper.make_node("LogSoftmax", ["logits"], [OUTPUT.name], axis=1),
+            *nodes,
         ],
         "tiny",
         [helper.make_tensor_value_info(INPUT.name, TensorProto.FLOAT, ["batch", 1, 28, 28])],
@@ -94,7 +125,15 @@ def describe(model: bytes, *, seed: int = 0) -> ModelDescription:
 
 def write_model(directory: Path, *, seed: int = 0) -> ModelDescription:
     """Write model.onnx and model.json into `directory`, which is made where it is missing."""
-    model = onnx_bytes(seed)
+    return _write(directory, onnx_bytes(seed), seed)
+
+
+def write_slow_model(directory: Path, *, seed: int = 0) -> ModelDescription:
+    """The same, with the model of `slow_onnx_bytes`: `SLOW` keeps it busy for minutes."""
+    return _write(directory, slow_onnx_bytes(seed), seed)
+
+
+def _write(directory: Path, model: bytes, seed: int) -> ModelDescription:
     description = describe(model, seed=seed)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / MODEL_FILE).write_bytes(model)

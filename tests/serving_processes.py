@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,10 +81,10 @@ def container_variables(base: Path, port: int | str, **variables: str) -> dict[s
 
 
 @contextmanager
-def container(base: Path, **variables: str) -> Iterator[Server]:
-    """The SageMaker container's `serve` over the model in `base`/model."""
+def container(base: Path, *, command: Sequence[str] = (str(SERVE),), **variables: str) -> Iterator[Server]:
+    """The SageMaker container's `serve`, or another `command` in its place, over the model in `base`/model."""
     port = free_port()
-    with _running([str(SERVE)], container_variables(base, port, **variables), base, port, "/ping") as server:
+    with _running(command, container_variables(base, port, **variables), base, port, "/ping") as server:
         yield server
 
 
@@ -126,7 +126,9 @@ def functions_host(package: Path, **variables: str) -> Iterator[Server]:
 
 
 @contextmanager
-def _running(command: list[str], variables: Mapping[str, str], folder: Path, port: int, probe: str) -> Iterator[Server]:
+def _running(
+    command: Sequence[str], variables: Mapping[str, str], folder: Path, port: int, probe: str
+) -> Iterator[Server]:
     log = folder / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=variables, cwd=folder, stdout=output, stderr=subprocess.STDOUT)

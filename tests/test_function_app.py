@@ -1,5 +1,6 @@
 """The Azure Function: its handlers with real request objects, and the development host with real processes."""
 
+import functools
 import http.client
 import importlib.metadata
 import importlib.util
@@ -96,6 +97,19 @@ def test_the_invocation_id_is_the_request_id(app: ModuleType) -> None:
 def test_the_headers_of_the_caller_count(app: ModuleType) -> None:
     assert call(app, "classify", BODY, content_type="text/xml").status_code == 415
     assert call(app, "classify", BODY, accept="text/xml").status_code == 406
+
+
+def test_a_slow_inference_is_504_and_the_next_request_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving_models.write_slow_model(tmp_path)
+    monkeypatch.setenv(environment.MODEL_DIR, str(tmp_path))
+    module = import_app()
+    monkeypatch.setattr(module, "respond", functools.partial(module.respond, seconds=0.3))
+    response = call(module, "classify", json.dumps({"data": serving_models.SLOW.tolist()}))
+    assert (response.status_code, json.loads(response.get_body())["error"]["code"]) == (504, "DEADLINE_EXCEEDED")
+    monkeypatch.undo()
+    assert json.loads(call(module, "classify", BODY).get_body()) == ANSWER
 
 
 def test_health_tells_the_release(app: ModuleType) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from model_code import environment
 from model_code.container.server import MAX_PENDING, Application
-from model_code.inference.contract import MAX_BODY_BYTES
+from model_code.inference.contract import DEADLINE_SECONDS, MAX_BODY_BYTES
 from model_code.inference.errors import ModelInvalid
 from model_code.inference.predictor import Predictor
 from tests import serving_models
@@ -375,11 +375,11 @@ def test_past_the_queue_a_request_is_503_while_ping_and_what_waits_are_answered(
     gate, entered = threading.Event(), threading.Event()
 
     class Gated(Predictor):
-        def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        def run(self, inputs: NDArray[np.float32], *, seconds: float = DEADLINE_SECONDS) -> NDArray[np.float32]:
             if len(inputs) == len(IMAGES):  # not the golden inference
                 entered.set()
                 gate.wait()
-            return super().run(inputs)
+            return super().run(inputs, seconds=seconds)
 
     serving_models.write_model(tmp_path)
 
@@ -395,6 +395,38 @@ def test_past_the_queue_a_request_is_503_while_ping_and_what_waits_are_answered(
         assert (refused[0], code(refused[2]), refused[1]["retry-after"]) == (503, "OVERLOADED", "1")
         assert ping[0] == 200
         assert [answer[0] for answer in answers] == [200] * MAX_PENDING
+
+    asyncio.run(scenario())
+
+
+def test_time_in_the_queue_counts_and_nothing_is_200_after_the_deadline(tmp_path: Path) -> None:
+    gate, entered = threading.Event(), threading.Event()
+    batches: list[int] = []
+    limit = 0.2
+
+    class Gated(Predictor):
+        def run(self, inputs: NDArray[np.float32], *, seconds: float = DEADLINE_SECONDS) -> NDArray[np.float32]:
+            batches.append(len(inputs))
+            if len(batches) == 2:  # the first one is the golden inference
+                entered.set()
+                gate.wait()
+            return super().run(inputs)
+
+    serving_models.write_model(tmp_path)
+
+    async def scenario() -> None:
+        app = Application(lambda: Gated.load(tmp_path), seconds=limit)
+        async with started(app):
+            late = [asyncio.create_task(call(app, "POST", "/invocations", BODY)) for _ in range(3)]
+            await asyncio.to_thread(entered.wait)
+            await asyncio.sleep(2 * limit)  # all three have arrived: their deadlines pass
+            ping = await call(app, "GET", "/ping")
+            gate.set()
+            answers = await asyncio.gather(*late)
+            good = await call(app, "POST", "/invocations", json.dumps({"data": IMAGES[:1].tolist()}).encode())
+        assert [(status, code(body)) for status, _, body in answers] == [(504, "DEADLINE_EXCEEDED")] * 3
+        assert (ping[0], good[0]) == (200, 200)
+        assert batches == [4, 2, 1]  # golden, the one that was too slow, the good one: who waited too long was not run
 
     asyncio.run(scenario())
 

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,18 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from model_code.inference import contract, errors
 from model_code.inference.codecs import DECODERS, ENCODERS
-from model_code.inference.contract import Golden, Request, Response, model_json_bytes, parse_model_json
+from model_code.inference.contract import (
+    DEADLINE_SECONDS,
+    Golden,
+    Request,
+    Response,
+    model_json_bytes,
+    parse_model_json,
+)
 from model_code.inference.predictor import Predictor
 from model_code.inference.preprocess import normalise
 from model_code.inference.respond import STATUS, error_response, health, respond
@@ -410,6 +419,76 @@ def test_threads_do_not_share_what_they_parse(predictor: Predictor) -> None:
     assert wrong == []
 
 
+# What takes too long
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    directory = tmp_path_factory.mktemp("slow")
+    serving_models.write_slow_model(directory)
+    return Predictor.load(directory)
+
+
+def test_an_inference_is_ended_at_its_deadline_and_the_next_one_is_answered(
+    slow: Predictor, inputs: NDArray[np.float32]
+) -> None:
+    before, started = slow.run(inputs), time.monotonic()
+    for seconds in (0.2, 0.05, 0.0):
+        with pytest.raises(errors.DeadlineExceeded):
+            slow.run(serving_models.SLOW, seconds=seconds)
+        np.testing.assert_array_equal(slow.run(inputs), before)
+    assert time.monotonic() - started < 60  # ended, and not only found to be late
+
+
+def test_a_deadline_ends_no_inference_but_its_own(slow: Predictor, inputs: NDArray[np.float32]) -> None:
+    expected = slow.run(inputs)
+    late: list[float] = []
+
+    def wait_in_vain(seconds: float) -> None:
+        with pytest.raises(errors.DeadlineExceeded):
+            slow.run(serving_models.SLOW, seconds=seconds)
+        late.append(seconds)
+
+    threads = [threading.Thread(target=wait_in_vain, args=(seconds,)) for seconds in (1.0, 0.1, 0.5)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        np.testing.assert_array_equal(slow.run(inputs), expected)
+    assert sorted(late) == [0.1, 0.5, 1.0]
+
+
+def test_a_slow_request_is_504(slow: Predictor, inputs: NDArray[np.float32]) -> None:
+    request = Request(as_json({"data": serving_models.SLOW.tolist()}), JSON, None, "request-1")
+    response = respond(slow, request, seconds=0.3)
+    assert (response.status, code(response)) == (504, "DEADLINE_EXCEEDED")
+    assert ask(slow, as_json({"data": inputs.tolist()})).status == 200
+
+
+def test_a_request_whose_time_is_over_is_504_and_not_even_read(predictor: Predictor) -> None:
+    arrived = time.monotonic() - DEADLINE_SECONDS
+    response = respond(predictor, Request(b"no JSON", JSON, None, "request-1", arrived))
+    assert (response.status, code(response)) == (504, "DEADLINE_EXCEEDED")
+    assert f"within {DEADLINE_SECONDS:g} seconds" in json.loads(response.body)["error"]["message"]
+
+
+def test_another_failure_of_onnx_runtime_is_not_taken_for_a_late_answer(slow: Predictor) -> None:
+    with pytest.raises(InvalidArgument):
+        slow.run(np.zeros((1, 2), np.float32))
+
+
+def test_a_model_whose_golden_inference_does_not_end_is_not_served(tmp_path: Path) -> None:
+    class Hasty(Predictor):
+        def run(self, inputs: NDArray[np.float32], *, seconds: float = 0.1) -> NDArray[np.float32]:
+            return super().run(inputs, seconds=seconds)
+
+    description = serving_models.write_slow_model(tmp_path)
+    endless = Golden(serving_models.SLOW, serving_models.log_probabilities(serving_models.SLOW))
+    signature = dataclasses.replace(description.signature, golden=endless)
+    (tmp_path / "model.json").write_bytes(model_json_bytes(dataclasses.replace(description, signature=signature)))
+    with pytest.raises(errors.ModelInvalid, match="the golden inference failed: the inference was ended after"):
+        Hasty.load(tmp_path)
+
+
 # What goes wrong on our side
 
 
@@ -420,10 +499,10 @@ def test_anything_unexpected_is_a_500_envelope_without_details(
     tmp_path: Path, error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(Predictor):
-        def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        def run(self, inputs: NDArray[np.float32], *, seconds: float = DEADLINE_SECONDS) -> NDArray[np.float32]:
             if len(inputs) == 1:  # so that the golden inference passes
                 raise error
-            return super().run(inputs)
+            return super().run(inputs, seconds=seconds)
 
     serving_models.write_model(tmp_path)
     broken = Broken.load(tmp_path)

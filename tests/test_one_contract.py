@@ -2,12 +2,16 @@
 
 import io
 import json
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from infra.settings import ROOT
 from model_code.inference.contract import MAX_BODY_BYTES, MAX_INSTANCES
 from tests import serving_models
 from tests.serving_processes import Reply, Server, build_package, container, functions_host
@@ -116,6 +120,39 @@ def test_a_bad_request_gets_the_same_refusal_from_both_doors(
     assert len(request_ids) == 2
     assert errors[0] == errors[1]
     assert errors[0]["code"] == code
+
+
+def test_a_slow_inference_gets_504_from_both_doors_and_holds_up_nothing_else(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    seconds = 2
+    source = (ROOT / "function_app" / "function_app.py").read_text()
+    package = build_package(
+        tmp_path_factory.mktemp("package"),
+        source.replace("respond(_predictor, request)", f"respond(_predictor, request, seconds={seconds})"),
+    )
+    serving_models.write_slow_model(tmp_path / "model")
+    serving_models.write_slow_model(package / "release")
+    serve = (sys.executable, "-m", "tests.impatient_serve", str(seconds))
+    good, headers = GOOD["probabilities"]
+    with (
+        container(tmp_path, command=serve) as sagemaker,
+        functions_host(package) as azure,
+        ThreadPoolExecutor() as pool,
+    ):
+        doors = (sagemaker, azure)
+        before = ask_both(doors, good, headers)
+        slow = pool.submit(sagemaker.ask, "POST", "/invocations", as_npy(serving_models.SLOW), {"Content-Type": NPY})
+        slow_too = pool.submit(azure.ask, "POST", "/api/classify", as_npy(serving_models.SLOW), {"Content-Type": NPY})
+        probes = []
+        while not (slow.done() and slow_too.done()):
+            probes += [sagemaker.ask("GET", "/ping").status, azure.ask("GET", "/api/health").status]
+        after = ask_both(doors, good, headers)
+    for reply in (slow.result(), slow_too.result()):
+        assert (reply.status, json.loads(reply.body)["error"]["code"]) == (504, "DEADLINE_EXCEEDED")
+    assert set(probes) == {200}
+    assert {reply.status for reply in before + after} == {200}
+    assert len({reply.body for reply in before + after}) == 1
 
 
 def test_both_doors_tell_the_same_release(doors: tuple[Server, Server]) -> None:

@@ -6,19 +6,21 @@ predicts; /ping is answered on the loop, so that it is quick however long the qu
 
 import asyncio
 import re
+import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from model_code.container.body import Receive, discard_body, read_body
 from model_code.inference import errors
-from model_code.inference.contract import RELEASE_ID_HEADER, Request, Response
+from model_code.inference.contract import DEADLINE_SECONDS, RELEASE_ID_HEADER, Request, Response
 from model_code.inference.predictor import Predictor
 from model_code.inference.respond import error_response, respond
 
-# For each worker. 64 requests of the largest size take about 15 seconds; API Gateway gives up after 29.
+# For each worker. 64 requests of the largest size take about 15 seconds: the last of them is not past its deadline.
 MAX_PENDING = 64
 READ_SECONDS = 10.0
 METHODS = {"/ping": "GET", "/invocations": "POST"}
@@ -35,9 +37,16 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 class Application:
     """One worker. `load` runs when the server starts the worker, before it listens; until then no model is served."""
 
-    def __init__(self, load: Callable[[], Predictor], *, read_seconds: float = READ_SECONDS) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Predictor],
+        *,
+        read_seconds: float = READ_SECONDS,
+        seconds: float = DEADLINE_SECONDS,
+    ) -> None:
         self._load = load
         self._read_seconds = read_seconds
+        self._respond = partial(respond, seconds=seconds)
         self._predictor: Predictor | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
         self._pending = 0
@@ -72,6 +81,7 @@ class Application:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _answer(self, scope: Scope, receive: Receive, request_id: str) -> Response:
+        arrived = time.monotonic()
         method = METHODS.get(scope["path"])
         if method is None:
             raise errors.NotFound(f"no such path; there are {', '.join(METHODS)}")
@@ -80,7 +90,8 @@ class Application:
         if method == "GET":
             return self._ping()
         body = await read_body(receive, _header(scope, "content-length"), self._read_seconds)
-        return await self._infer(Request(body, _header(scope, "content-type"), _header(scope, "accept"), request_id))
+        content_type, accept = _header(scope, "content-type"), _header(scope, "accept")
+        return await self._infer(Request(body, content_type, accept, request_id, arrived))
 
     def _ping(self) -> Response:
         if self._predictor is None:
@@ -93,7 +104,7 @@ class Application:
         self._pending += 1
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._thread, respond, self._predictor, request)
+            return await loop.run_in_executor(self._thread, self._respond, self._predictor, request)
         finally:
             self._pending -= 1
 

@@ -11,8 +11,9 @@ import math
 import re
 import reprlib
 import sys
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,6 +27,9 @@ MAX_MODEL_JSON_BYTES = 8 * 1024 * 1024
 # SageMaker's InvokeEndpoint takes 6 MiB (botocore's BodyBlob: 6,291,456 bytes); Azure's larger limit is never relied on.
 MAX_BODY_BYTES = 6 * 1024 * 1024
 MAX_INSTANCES = 1024
+# From a request's arrival to its answer. API Gateway gives up after 29 seconds, Azure's load balancer only after 230; a
+# container that is told to stop answers what it has accepted and is killed after 25 (container/launch.py).
+DEADLINE_SECONDS = 24.0
 RELEASE_ID_HEADER = "x-release-id"
 
 ACTIVATIONS = ("log_softmax", "logits", "probabilities")
@@ -35,12 +39,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Request:
-    """One HTTP request, as plain bytes; `content_type` and `accept` are the raw header values, None where absent."""
+    """One HTTP request, as plain bytes; `content_type` and `accept` are the raw header values, None where absent.
+
+    `arrived` is the time.monotonic() from which its deadline counts.
+    """
 
     body: bytes
     content_type: str | None
     accept: str | None
     request_id: str
+    arrived: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
     ├── ModelOutputInvalid           the model gave something that is no answer (not finite)
     ├── NotReady                     no verified model is loaded
     ├── Overloaded                   more requests wait than the queue holds
+    ├── DeadlineExceeded             the answer was not ready in time
     └── RequestError                 the caller can repair it
         ├── MalformedRequest         the body cannot be used as it is
         │   ├── EmptyBody
@@ -68,6 +69,12 @@ class Overloaded(InferenceError):
     """The queue in front of the model is full; the same request may succeed a moment later."""
 
     code = "OVERLOADED"
+
+
+class DeadlineExceeded(InferenceError):
+    """The time for an answer is over, in the queue or in the model; whatever ran for it has been ended."""
+
+    code = "DEADLINE_EXCEEDED"
 
 
 class RequestError(InferenceError):

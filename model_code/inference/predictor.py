@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from model_code import environment
-from model_code.inference.contract import ModelDescription, TensorSpec, parse_model_json
-from model_code.inference.errors import DigestMismatch, ModelInvalid, ModelOutputInvalid
+from model_code.inference.contract import DEADLINE_SECONDS, ModelDescription, TensorSpec, parse_model_json
+from model_code.inference.errors import DeadlineExceeded, DigestMismatch, ModelInvalid, ModelOutputInvalid
+from model_code.inference.watchdog import Watchdog
 
 # Largest difference of a probability between the training framework and this machine that still counts as the same answer.
 PROBABILITY_TOLERANCE = 1e-5
@@ -26,6 +28,7 @@ class Predictor:
         self.description = description
         self.release_id = f"{description.model}-{description.onnx.sha256[:12]}"
         self._session = session
+        self._watchdog = Watchdog()
         self._input_name = description.signature.input.name
         self._output_names = [description.signature.output.name]
 
@@ -58,9 +61,17 @@ class Predictor:
         predictor._check_golden()
         return predictor
 
-    def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Raw outputs (n, classes) for normalised inputs (n, ...). Raises ModelOutputInvalid where one is not finite."""
-        outputs: NDArray[np.float32] = self._session.run(self._output_names, {self._input_name: inputs})[0]
+    def run(self, inputs: NDArray[np.float32], *, seconds: float = DEADLINE_SECONDS) -> NDArray[np.float32]:
+        """Raw outputs (n, classes) for normalised inputs (n, ...).
+
+        Raises DeadlineExceeded after `seconds`, as soon as the operator that is computed then has ended, and
+        ModelOutputInvalid where an output is not finite.
+        """
+        outputs = self._run_until(time.monotonic() + seconds, inputs)
+        if outputs is None:
+            raise DeadlineExceeded(
+                f"the inference was ended after {seconds:.1f} seconds; try again with fewer instances"
+            )
         if not np.isfinite(outputs).all():
             raise ModelOutputInvalid("the model's output is not finite")
         return outputs
@@ -75,6 +86,20 @@ class Predictor:
                 return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
             case _:
                 return outputs
+
+    def _run_until(self, deadline: float, inputs: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """The raw outputs, or None where there were none at the deadline."""
+        options = ort.RunOptions()
+        self._watchdog.watch(options, deadline)
+        try:
+            outputs: NDArray[np.float32] = self._session.run(self._output_names, {self._input_name: inputs}, options)[0]
+        except Exception:
+            if options.terminate:
+                return None
+            raise
+        finally:
+            self._watchdog.forget(options)
+        return outputs if time.monotonic() < deadline else None
 
     def _check_signature(self) -> None:
         signature = self.description.signature

@@ -2,12 +2,13 @@
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from model_code.inference import errors
 from model_code.inference.codecs import JSON, Answer, find_decoder, find_encoder
-from model_code.inference.contract import MAX_BODY_BYTES, RELEASE_ID_HEADER, Request, Response
+from model_code.inference.contract import DEADLINE_SECONDS, MAX_BODY_BYTES, RELEASE_ID_HEADER, Request, Response
 from model_code.inference.predictor import Predictor
 
 _log = logging.getLogger(__name__)
@@ -24,23 +25,28 @@ STATUS: Mapping[type[BaseException], int] = MappingProxyType(
         errors.UnsupportedMediaType: 415,
         errors.NotReady: 503,
         errors.Overloaded: 503,
+        errors.DeadlineExceeded: 504,
     }
 )
 _RETRY_AFTER_SECONDS = 1
 
 
-def respond(predictor: Predictor | None, request: Request) -> Response:
-    """Answer one classification request; whatever goes wrong becomes an error answer. None means that no model is loaded."""
+def respond(predictor: Predictor | None, request: Request, *, seconds: float = DEADLINE_SECONDS) -> Response:
+    """Answer one classification request; whatever goes wrong becomes an error answer. None means that no model is loaded.
+
+    `seconds` after its arrival, time in a queue included, a request gets no other answer than 504.
+    """
     try:
-        return _classify(predictor, request)
+        return _classify(predictor, request, seconds)
     # SystemExit too: raised in a thread it would end that thread, in Azure's worker the process, and answer nobody.
     except (Exception, SystemExit) as error:
         return error_response(error, request.request_id)
 
 
-def _classify(predictor: Predictor | None, request: Request) -> Response:
+def _classify(predictor: Predictor | None, request: Request, seconds: float) -> Response:
     if predictor is None:
         raise errors.NotReady("no model is loaded")
+    _time_left(request, seconds)
     decode = find_decoder(request.content_type)
     media_type, encode = find_encoder(request.accept)
     if not request.body:
@@ -48,11 +54,21 @@ def _classify(predictor: Predictor | None, request: Request) -> Response:
     check_body_size(len(request.body))
     signature = predictor.description.signature
     batch = decode(request.body, signature)
-    outputs = predictor.run(batch.inputs)
+    outputs = predictor.run(batch.inputs, seconds=_time_left(request, seconds))
     labels = [signature.labels[index] for index in outputs.argmax(axis=1).tolist()]
     answer = Answer(labels, predictor.probabilities(outputs) if batch.probabilities else None)
     headers = {"content-type": media_type, RELEASE_ID_HEADER: predictor.release_id}
-    return Response(200, encode(answer, signature), headers)
+    body = encode(answer, signature)
+    _time_left(request, seconds)
+    return Response(200, body, headers)
+
+
+def _time_left(request: Request, seconds: float) -> float:
+    """Seconds until nobody waits for the answer any more. Raises DeadlineExceeded where none are left."""
+    left = request.arrived + seconds - time.monotonic()
+    if left <= 0:
+        raise errors.DeadlineExceeded(f"no answer within {seconds:g} seconds; try again, or with fewer instances")
+    return left
 
 
 def check_body_size(size: int) -> None:
