@@ -20,8 +20,9 @@ test: setup .venv-checkov/.ready ## Format, lint, types and every test
 synth: setup ## Both clouds' templates for FERRY_ENV, written to cdk.out and cdktf.out
 	@cdk synth --quiet --all && cdktf synth
 
-bench: setup ## Training speed against the published loop; DATA=<folder with the four MNIST files>
-	@$(BIN)/python -m bench.training "$(DATA)"
+bench: setup ## What the core adds to ONNX Runtime (after make demo); with DATA=<MNIST folder> the training loops too
+	@$(BIN)/python -m bench.core
+	@$(if $(DATA),$(BIN)/python -m bench.training "$(DATA)")
 
 snapshots: setup ## Rewrites the expected templates; read the diff like code
 	@$(BIN)/python -m pytest -q --snapshot-update tests/test_infra_snapshots.py tests/test_infra_azure.py

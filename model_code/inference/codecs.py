@@ -22,8 +22,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import simdjson
@@ -55,6 +56,7 @@ _KEEP_PARSER_BYTES = 512 * 1024
 _MAX_NPY_HEADER_BYTES = 1024
 _NPY_DTYPES = ("<f4", ">f4", "<f8", ">f8", "|u1")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _QUALITY = re.compile(r"\d+(\.\d*)?")
 
 _idle = threading.local()
@@ -77,6 +79,15 @@ class Answer:
 
     labels: list[int | str]
     probabilities: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class NpyHeader:
+    """How the data of a .npy file is to be read."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
 
 
 Decoder = Callable[[bytes, Signature], Batch]
@@ -179,8 +190,7 @@ def _read_numbers(name: str, value: Any, body: bytes, shapes: Sequence[Shape]) -
     sizes = (len(value), *_find_shape(name, _rank(value), shapes))
     # Every array above the innermost ones has been seen to hold arrays of the right length. The keys hold no bracket, so
     # that no array can hide among the numbers once the body has as many brackets as the shape has arrays.
-    brackets = np.count_nonzero(np.frombuffer(body, np.uint8) == ord("["))
-    if not _has_shape(value, sizes) or brackets != _count_arrays(sizes):
+    if not _has_shape(value, sizes) or body.count(b"[") != _count_arrays(sizes):
         raise _bad_shape(name, shapes)
     return numbers.reshape(sizes)
 
@@ -194,14 +204,20 @@ def _rank(value: Any) -> int:
 
 
 def _has_shape(array: Any, sizes: tuple[int, ...]) -> bool:
-    """Whether `array` nests arrays of exactly these lengths; what the innermost ones hold is not looked at."""
+    """Whether `array`, of arrays and numbers alone, nests arrays of exactly these lengths.
+
+    What the innermost ones hold is not looked at. The loops run in C: a batch has thousands of rows.
+    """
     level = [array]
-    for depth, size in enumerate(sizes, start=1):
-        if {len(item) if isinstance(item, simdjson.Array) else None for item in level} != {size}:
-            return False
-        if depth < len(sizes):
-            level = [inner for item in level for inner in item]
-    return True
+    try:
+        for size in sizes[:-1]:
+            if set(map(len, level)) != {size}:
+                return False
+            level = list(chain.from_iterable(level))
+        return set(map(len, level)) == {sizes[-1]}
+    # A number stands where an array should: it has no length.
+    except TypeError:
+        return False
 
 
 def _count_arrays(sizes: tuple[int, ...]) -> int:
@@ -248,11 +264,9 @@ def _refuse_large(text: str) -> None:
 
 def _decode_npy(body: bytes, signature: Signature) -> Batch:
     """An array as numpy.save writes it: float32 or float64 is normalised, uint8 is raw. Fortran order is fine."""
-    header, start = _npy_header(body)
-    descr, shape = header["descr"], header["shape"]
-    if descr not in _NPY_DTYPES:
-        raise BadDtype("npy: float32 and float64 (normalised) and uint8 (raw) are supported")
-    raw = descr == "|u1"
+    header_end = _find_header_end(body)
+    header = _read_npy_header(body[:header_end])
+    shape, raw = header.shape, header.dtype == np.uint8
     shapes = _image_shapes(signature) if raw else [signature.input.shape]
     if not shape:
         raise _bad_shape("npy", shapes)
@@ -260,24 +274,35 @@ def _decode_npy(body: bytes, signature: Signature) -> Batch:
     sizes = (shape[0], *_find_shape("npy", len(shape), shapes))
     if shape != sizes:
         raise _bad_shape("npy", shapes)
-    dtype = np.dtype(descr)
-    if len(body) - start != math.prod(sizes) * dtype.itemsize:
-        raise BadNpy(f"the header promises {math.prod(sizes) * dtype.itemsize} bytes, {len(body) - start} follow it")
-    values = np.frombuffer(body, dtype, offset=start).reshape(sizes, order="F" if header["fortran_order"] else "C")
+    size = math.prod(sizes) * header.dtype.itemsize
+    if len(body) - header_end != size:
+        raise BadNpy(f"the header promises {size} bytes, {len(body) - header_end} follow it")
+    values = np.frombuffer(body, header.dtype, offset=header_end).reshape(sizes, order=header.order)
     inputs = _normalise_images(values, signature) if raw else _to_float32("npy", values)
     return Batch(np.ascontiguousarray(inputs), probabilities=False)
 
 
-def _npy_header(body: bytes) -> tuple[dict[str, Any], int]:
-    """The header of the format (numpy.lib.format) as a dict of checked types, and where the data starts."""
+def _find_header_end(body: bytes) -> int:
+    """Where the header ends and the data starts (numpy.lib.format)."""
     if body[:6] != b"\x93NUMPY" or body[6:8] not in (b"\x01\x00", b"\x02\x00", b"\x03\x00"):
         raise BadNpy("the body does not start like a .npy file of version 1, 2 or 3")
-    size_end = 10 if body[6] == 1 else 12
-    end = size_end + int.from_bytes(body[8:size_end], "little")
-    if not size_end < end <= min(len(body), _MAX_NPY_HEADER_BYTES):
+    start = _header_start(body)
+    end = start + int.from_bytes(body[8:start], "little")
+    if not start < end <= min(len(body), _MAX_NPY_HEADER_BYTES):
         raise BadNpy(f"the header ends at byte {end} of {len(body)}; at most {_MAX_NPY_HEADER_BYTES} are read")
+    return end
+
+
+def _header_start(body: bytes) -> int:
+    return 10 if body[6] == 1 else 12
+
+
+# Python's parser takes longer than everything else here, and a caller's next array mostly has the same header.
+@lru_cache(maxsize=64)
+def _read_npy_header(raw: bytes) -> NpyHeader:
+    """What the first bytes of a body say, up to the end of the header."""
     try:
-        header = ast.literal_eval(body[size_end:end].decode("utf-8"))
+        header = ast.literal_eval(raw[_header_start(raw) :].decode("utf-8"))
     # What it raises for text that is no literal, as its documentation lists it.
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
         raise BadNpy("the header is no Python literal") from error
@@ -288,7 +313,9 @@ def _npy_header(body: bytes) -> tuple[dict[str, Any], int]:
         raise BadNpy("the header's shape is a tuple of whole numbers, 0 or more")
     if type(header["fortran_order"]) is not bool:
         raise BadNpy("the header's fortran_order is True or False")
-    return header, end
+    if header["descr"] not in _NPY_DTYPES:
+        raise BadDtype("npy: float32 and float64 (normalised) and uint8 (raw) are supported")
+    return NpyHeader(np.dtype(header["descr"]), shape, "F" if header["fortran_order"] else "C")
 
 
 def _check_instances(count: int) -> None:
@@ -323,6 +350,9 @@ def _normalise_images(pixels: NDArray[Any], signature: Signature) -> NDArray[np.
 
 
 def _to_float32(name: str, values: NDArray[Any]) -> NDArray[np.float32]:
+    # Two passes over good numbers, NaN being none. What rounds down to the largest float32 is good too, and takes longer.
+    if np.minimum.reduce(values, axis=None) >= -_FLOAT32_MAX and np.maximum.reduce(values, axis=None) <= _FLOAT32_MAX:
+        return values.astype(np.float32)
     with np.errstate(over="ignore"):
         result = values.astype(np.float32)
     if not np.isfinite(result).all():
@@ -342,10 +372,16 @@ def _bad_dtype(name: str) -> BadDtype:
 
 
 def _encode_json(answer: Answer, signature: Signature) -> bytes:
-    document: dict[str, Any] = {signature.response_key: answer.labels}
+    fields = {signature.response_key: f"[{', '.join(map(_json_text, answer.labels))}]"}
     if answer.probabilities is not None:
-        document["probabilities"] = answer.probabilities.tolist()
-    return _to_json(document).encode("ascii")
+        fields["probabilities"] = _to_json(answer.probabilities.tolist())
+    return f"{{{', '.join(f'{_json_text(key)}: {text}' for key, text in fields.items())}}}".encode("ascii")
+
+
+@lru_cache(maxsize=1024)
+def _json_text(value: int | str) -> str:
+    """A label or a key; making an encoder for every answer costs more than all the rest of it."""
+    return _to_json(value)
 
 
 def _encode_npy(answer: Answer, signature: Signature) -> bytes:

@@ -1,0 +1,252 @@
+"""Times the serving core in one process, on one thread and without HTTP: what it adds to ONNX Runtime, what it saves.
+
+    python -m bench.core [RELEASE_DIR]     the folder holds release.json and model.tar.gz
+
+The limit is a bare `session.run` of the same images. The published handler is the Azure Function that the multi-cloud example
+on the AWS blog shows, in our words: it makes an ONNX Runtime session for every request. As published it takes ONNX Runtime's
+default threads; it is timed with one thread too, so that the price of the session can be told from that of the threads.
+
+Digits are the release's own golden images, whose background repeats; noise is random numbers with four decimals, which take
+longer to read. All ways take turns, and a ratio is the median of the ratios in each turn: a machine that changes its speed
+changes both sides of it.
+"""
+
+import io
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ferry.archive import ArchiveError, read_archive
+from infra.release import ReleaseError, read_release
+from model_code.inference.codecs import JSON, NPY
+from model_code.inference.contract import Request, Signature
+from model_code.inference.errors import ModelInvalid
+from model_code.inference.predictor import Predictor
+from model_code.inference.preprocess import normalise
+from model_code.inference.respond import respond
+
+RELEASE_DIR = Path("build/local/release")
+COUNTS = (1, 16)
+ROUNDS = 80
+TURN_SECONDS = 0.025
+
+# Times of a bare session.run with as many images, at most.
+JSON_GOALS = {1: 1.25, 16: 1.08}
+NPY_GOAL = 1.05
+# Our speed over the published handler's with one image, at least.
+PUBLISHED_GOAL = 20.0
+
+LIMIT = "session.run"
+OURS = "ours, JSON data"
+PUBLISHED = "published, JSON data"
+
+Labels = list[int | str]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to the labels of `count` images; `goal` is the most it may take, in times of the limit."""
+
+    name: str
+    count: int
+    answer: Callable[[], Any]
+    read_labels: Callable[[Any], Labels]
+    expected: Labels
+    goal: float | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of all calls, and the median of each round."""
+
+    seconds: list[float]
+    rounds: list[float]
+
+    def ratio(self, other: "Timing") -> float:
+        """How many times as long as the other it takes."""
+        return statistics.median(mine / theirs for mine, theirs in zip(self.rounds, other.rounds, strict=True))
+
+
+Timings = dict[tuple[str, int], Timing]
+
+
+def unpack(release_dir: Path, folder: Path) -> Predictor:
+    """Load the release under its own pins, from files written to `folder`."""
+    release = read_release(release_dir / "release.json")
+    archive = release_dir / "model.tar.gz"
+    for name, content in read_archive(archive.read_bytes(), str(archive), exact=True).items():
+        (folder / name).write_bytes(content)
+    return Predictor.load(folder, release_id=release.release_id, model_json_sha256=release.model_json.sha256)
+
+
+def find_ways(predictor: Predictor, model: Path, count: int) -> Iterator[Way]:
+    signature = predictor.description.signature
+    pixels = golden_pixels(signature, count)
+    digits = normalise(pixels, signature.preprocessing)
+    noise = np.random.default_rng(1).uniform(-0.4242, 2.8215, digits.shape).round(4)
+
+    session = ort.InferenceSession(model, one_thread(), providers=["CPUExecutionProvider"])
+    input_name, output_names = signature.input.name, [signature.output.name]
+
+    def labels(outputs: NDArray[np.float32]) -> Labels:
+        return [signature.labels[index] for index in outputs.argmax(axis=1)]
+
+    def run(inputs: NDArray[np.float32]) -> Any:
+        return session.run(output_names, {input_name: inputs})[0]
+
+    expected = {"digits": labels(run(digits)), "noise": labels(run(noise.astype(np.float32)))}
+    data = {"digits": as_json("data", digits), "noise": as_json("data", noise)}
+
+    def ours(name: str, images: str, body: bytes, content_type: str, goal: float) -> Way:
+        return Way(
+            f"{name}, {images}",
+            count,
+            lambda: respond(predictor, Request(body, content_type, None, "bench")).body,
+            lambda answer: json.loads(answer)[signature.response_key],
+            expected[images],
+            goal,
+        )
+
+    def published(name: str, images: str, options: ort.SessionOptions) -> Way:
+        return Way(
+            f"{name}, {images}",
+            count,
+            lambda: published_handler(model, options, signature, data[images]),
+            lambda answer: json.loads(answer)[signature.response_key],
+            expected[images],
+        )
+
+    yield Way(LIMIT, count, lambda: run(digits), labels, expected["digits"])
+    yield ours(OURS, "digits", data["digits"], JSON, JSON_GOALS[count])
+    yield ours(OURS, "noise", data["noise"], JSON, JSON_GOALS[count])
+    yield ours("ours, JSON images", "digits", as_json("images", pixels), JSON, JSON_GOALS[count])
+    yield ours("ours, npy float32", "digits", as_npy(digits), NPY, NPY_GOAL)
+    yield ours("ours, npy uint8", "digits", as_npy(pixels), NPY, NPY_GOAL)
+    yield published(PUBLISHED, "digits", ort.SessionOptions())
+    yield published(PUBLISHED, "noise", ort.SessionOptions())
+    yield published("published, one thread", "digits", one_thread())
+
+
+def published_handler(model: Path, options: ort.SessionOptions, signature: Signature, body: bytes) -> str:
+    inputs = np.array(json.loads(body)["data"], dtype=np.float32)
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    outputs = session.run(None, {session.get_inputs()[0].name: inputs})[0]
+    return json.dumps({signature.response_key: [signature.labels[index] for index in np.argmax(outputs, axis=1)]})
+
+
+def one_thread() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return options
+
+
+def golden_pixels(signature: Signature, count: int) -> NDArray[np.uint8]:
+    """The images behind the golden inputs, uint8 (count, channels, rows, columns), repeated as often as needed."""
+    golden, preprocessing = signature.golden.inputs, signature.preprocessing
+    mean, std = (np.reshape(values, (-1, 1, 1)) for values in (preprocessing.mean, preprocessing.std))
+    pixels = ((golden * std + mean) / preprocessing.scale).round().clip(0, 255).astype(np.uint8)
+    return np.resize(pixels, (count, *pixels.shape[1:]))
+
+
+def as_json(key: str, values: NDArray[Any]) -> bytes:
+    return json.dumps({key: values.tolist()}).encode()
+
+
+def as_npy(values: NDArray[Any]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, values)
+    return stream.getvalue()
+
+
+def check(ways: list[Way]) -> None:
+    """Raises SystemExit unless every way gives the labels that ONNX Runtime gives for the same images."""
+    for way in ways:
+        answer = way.answer()
+        try:
+            labels = way.read_labels(answer)
+        except LookupError:
+            raise SystemExit(f"{way.name}, {way.count}: no labels in {answer!r}") from None
+        if labels != way.expected:
+            raise SystemExit(f"{way.name}, {way.count}: {labels}; {LIMIT} says {way.expected}")
+
+
+def measure(ways: list[Way]) -> Timings:
+    timings: Timings = defaultdict(lambda: Timing([], []))
+    started = time.perf_counter()
+    for number in range(1, ROUNDS + 1):
+        for way in ways:
+            seconds = take_turn(way.answer)
+            timings[way.name, way.count].seconds.extend(seconds)
+            timings[way.name, way.count].rounds.append(statistics.median(seconds))
+        if number % 10 == 0:
+            print(f"{number} of {ROUNDS} rounds, {time.perf_counter() - started:.0f} s", flush=True)
+    return timings
+
+
+def take_turn(answer: Callable[[], Any]) -> list[float]:
+    """Seconds of each call in one turn; the first call brings code and weights back into the caches and is not counted."""
+    answer()
+    seconds: list[float] = []
+    end = time.perf_counter() + TURN_SECONDS
+    while not seconds or time.perf_counter() < end:
+        started = time.perf_counter()
+        answer()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def table(ways: list[Way], timings: Timings) -> Iterator[str]:
+    for count in COUNTS:
+        yield f"\n{f'{count} image' + 's' * (count > 1):<32}{'median':>11}{'best':>11}{'× limit':>10}"
+        for way in ways:
+            if way.count == count:
+                timing, limit = timings[way.name, count], timings[LIMIT, count]
+                median, best = statistics.median(timing.seconds) * 1e6, min(timing.seconds) * 1e6
+                ratio = timing.ratio(limit)
+                yield f"{way.name:<32}{median:8.0f} µs{best:8.0f} µs{ratio:10.3f}{verdict('≤', ratio, way.goal)}"
+        for images in ("digits", "noise"):
+            ratio = timings[f"{PUBLISHED}, {images}", count].ratio(timings[f"{OURS}, {images}", count])
+            goal = PUBLISHED_GOAL if count == 1 else None
+            yield f"{f'published over ours, {images}':<54}{ratio:10.1f}{verdict('≥', ratio, goal)}"
+
+
+def verdict(relation: str, ratio: float, goal: float | None) -> str:
+    if goal is None:
+        return ""
+    met = ratio <= goal if relation == "≤" else ratio >= goal
+    return f"   {relation} {goal:g} {'met' if met else 'MISSED'}"
+
+
+def main() -> None:
+    if len(sys.argv) > 2:
+        raise SystemExit(f"usage: python -m bench.core [RELEASE_DIR]    (without one: {RELEASE_DIR})")
+    release_dir = Path(sys.argv[1]) if len(sys.argv) == 2 else RELEASE_DIR
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            predictor = unpack(release_dir, Path(folder))
+        except (ReleaseError, ArchiveError, ModelInvalid, OSError) as error:
+            raise SystemExit(str(error)) from error
+        ways = [way for count in COUNTS for way in find_ways(predictor, Path(folder) / "model.onnx", count)]
+        check(ways)
+        print(f"{predictor.release_id}: all ways agree; onnxruntime {ort.__version__}", flush=True)
+        timings = measure(ways)
+        check(ways)
+    for line in table(ways, timings):
+        print(line)
+    print(f"\nload of this machine when it ended: {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()
