@@ -5,6 +5,9 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # The generated Azure bindings take seconds to compile; without a bytecode cache every synth would pay for it again.
 unexport PYTHONDONTWRITEBYTECODE
+# Nobody is told what is synthesized here.
+export CDK_DISABLE_CLI_TELEMETRY := true
+export CHECKPOINT_DISABLE := 1
 
 .DEFAULT_GOAL := help
 
@@ -39,7 +42,7 @@ clean: ## Removes everything that was generated, the set-up included
 .venv/.ready: pyproject.toml constraints.txt scripts/setup
 	@PYTHON="$(PYTHON)" scripts/setup python
 
-node_modules/.ready: package.json package-lock.json .npmrc scripts/setup | .venv/.ready
+node_modules/.ready: package.json package-lock.json .npmrc scripts/setup .venv/.ready
 	@scripts/setup node
 
 .venv-checkov/.ready: tests/checkov/requirements.txt scripts/setup

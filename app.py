@@ -15,6 +15,7 @@ from infra.settings import ROOT, Settings, SettingsError, load_settings
 
 def aws() -> None:
     """Synthesize Foundation and Training, and for a release also Hosting and Gateway."""
+    _keep_jsii_cache_here()
     import aws_cdk as cdk
 
     # The CDK CLI passes cdk.json's feature flags itself; read here, they hold without it too.
@@ -48,9 +49,15 @@ def azure() -> None:
     """Synthesize the Function App of one release and its package."""
     settings = load_settings()
     release = read_release(settings.release_path)
+    _keep_jsii_cache_here()
     from infra.azure.function_stack import synthesize
 
     synthesize(settings=settings, release=release, package=settings.package_path)
+
+
+def _keep_jsii_cache_here() -> None:
+    """jsii refuses its default, ~/.cache, where a group may write there, as umask 002 leaves it."""
+    os.environ.setdefault("JSII_RUNTIME_PACKAGE_CACHE_ROOT", str(ROOT / "build" / "jsii"))
 
 
 def main(arguments: list[str]) -> int:

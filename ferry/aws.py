@@ -11,7 +11,7 @@ from botocore.config import Config
 from ferry.errors import Refused
 from infra.settings import LocalSettings, Settings
 
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+_LOOPBACK = {"localhost", "127.0.0.1", "::1", "0.0.0.0"}
 # The emulator signs nothing; these say what they are wherever they turn up in a log.
 _EMULATOR_CREDENTIALS = {"aws_access_key_id": "emulator", "aws_secret_access_key": "emulator"}
 # botocore's table of (configuration key, environment variable, default, cast): the caller's profile is not looked at.
@@ -46,18 +46,15 @@ def client(settings: Settings, service: str) -> Any:
     config = Config(region_name=settings.aws.region, retries={"mode": "standard", "max_attempts": 4}, connect_timeout=5)
     if settings.local is not None:
         session = boto3.Session(botocore_session=botocore.session.Session(session_vars=_NO_PROFILE))
-        return session.client(service, endpoint_url=emulator_url(settings), config=config, **_EMULATOR_CREDENTIALS)
-    _refuse_loopback(settings)
-    return boto3.client(service, config=config)
-
-
-def _refuse_loopback(settings: Settings) -> None:
-    for name, value in os.environ.items():
-        if name.startswith("AWS_ENDPOINT_URL") and urlsplit(value).hostname in _LOOPBACK:
-            raise Refused(
-                f"{name}={value} points at this machine, but environment {settings.environment!r} stands for a real "
-                "account; unset it, or use --env local"
-            )
+        direct = config.merge(Config(proxies={}))
+        return session.client(service, endpoint_url=emulator_url(settings), config=direct, **_EMULATOR_CREDENTIALS)
+    real = boto3.client(service, config=config)
+    if urlsplit(real.meta.endpoint_url).hostname in _LOOPBACK:
+        raise Refused(
+            f"AWS_ENDPOINT_URL or endpoint_url of the AWS profile is {real.meta.endpoint_url}, this machine, but "
+            f"environment {settings.environment!r} stands for a real account; unset it, or use --env local"
+        )
+    return real
 
 
 def emulator_environment(settings: Settings) -> dict[str, str]:
@@ -72,4 +69,7 @@ def emulator_environment(settings: Settings) -> dict[str, str]:
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "NO_PROXY": "localhost,127.0.0.1",
+        "no_proxy": "localhost,127.0.0.1",
+        "CDK_DISABLE_CLI_TELEMETRY": "true",
     }

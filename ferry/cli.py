@@ -1,6 +1,7 @@
 """The `ferry` command."""
 
 import functools
+import io
 import json
 import sys
 import tempfile
@@ -10,13 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.markup import escape
+from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 from rich.table import Table
 
 from ferry import local as local_environment
 from ferry.console import ERR, OUT, line
 from ferry.errors import FerryError, Refused
-from infra.settings import ENVIRONMENT_VARIABLE, FUNCTION_PYTHON, ROOT, Settings, SettingsError, load_settings
+from infra.settings import (
+    ENVIRONMENT_VARIABLE,
+    FUNCTION_PYTHON,
+    ROOT,
+    Settings,
+    SettingsError,
+    load_settings,
+    settings_file,
+)
 
 Command = Callable[..., None]
 
@@ -41,12 +50,18 @@ class _Interface(click.Group):
             _fail(str(error), Refused.exit_code)
         except FerryError as error:
             _fail(str(error), error.exit_code)
+        except EndpointConnectionError as error:
+            _fail(f"{error} In a local environment start the emulator: ferry local up emulator", FerryError.exit_code)
+        except (BotoCoreError, ClientError) as error:
+            _fail(f"AWS: {error}", FerryError.exit_code)
+        except OSError as error:
+            _fail(f"{error.filename or 'system'}: {error.strerror or error}", FerryError.exit_code)
         except (KeyboardInterrupt, click.Abort):
             _fail("interrupted; the same command can be run again", 130)
 
 
 def _fail(message: str, code: int) -> None:
-    ERR.print(f"[red]ferry:[/red] {escape(message)}")
+    ERR.print(f"ferry: {message}", style="red")
     sys.exit(code)
 
 
@@ -57,12 +72,10 @@ def _fail(message: str, code: int) -> None:
     metavar="NAME|FILE",
     envvar=ENVIRONMENT_VARIABLE,
     show_envvar=True,
-    default="local",
-    show_default=True,
-    help="Environment: a name in config/, or a path to a .toml file.",
+    help="Environment: a name in config/, or a path to a .toml file; default: local.",
 )
 @click.version_option(package_name="modelferry")
-def main(environment: str) -> None:
+def main(environment: str | None) -> None:
     """Carry one trained model to Amazon SageMaker and to Azure Functions: the same ONNX file, the same answers.
 
     \b
@@ -73,6 +86,9 @@ def main(environment: str) -> None:
     Exit codes: 0 done, 1 failed, 2 wrong usage or settings (nothing was done), 130 interrupted.
     Every command can be run again after it failed or was killed.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 gets question marks, not a traceback
 
 
 @main.command()
@@ -128,6 +144,7 @@ def train(settings: Settings, on_this_machine: bool, dataset: str | None) -> Non
 
 @main.command()
 @click.argument("artifact", metavar="ARTIFACT")
+@click.option("--dataset", metavar="NAME", help="What the model is trained on; default: model.dataset of the settings.")
 @click.option(
     "--execution",
     default="local",
@@ -136,7 +153,7 @@ def train(settings: Settings, on_this_machine: bool, dataset: str | None) -> Non
     help="The pipeline execution that made the artifact.",
 )
 @pass_settings
-def release(settings: Settings, artifact: str, execution: str) -> None:
+def release(settings: Settings, artifact: str, dataset: str | None, execution: str) -> None:
     """Verify a model artifact and publish it as a release.
 
     ARTIFACT is the model.tar.gz of a training job: a path, or an s3:// URI. The release is stored once, below releases/ in
@@ -144,7 +161,7 @@ def release(settings: Settings, artifact: str, execution: str) -> None:
     """
     from ferry.release import make_release
 
-    OUT.print(make_release(settings, artifact, line, execution=execution).release_id)
+    OUT.print(make_release(settings, artifact, line, dataset=dataset, execution=execution).release_id)
 
 
 @main.command()
@@ -240,7 +257,7 @@ def verify(settings: Settings, as_json: bool) -> None:
         for name, content in members.items():
             (Path(folder) / name).write_bytes(content)
         predictor = Predictor.load(Path(folder))
-    reports = [verify_door(door, current, predictor) for door in doors(settings)]
+    reports = [verify_door(door, current, predictor) for door in doors(settings)]  # each, also when the first fails
     if as_json:
         click.echo(
             json.dumps({"release_id": current.release_id, "doors": [asdict(report) for report in reports]}, indent=2)
@@ -249,9 +266,8 @@ def verify(settings: Settings, as_json: bool) -> None:
         table = Table("door", "release", "largest difference", "seconds", "verdict")
         for report in reports:
             verdict = "; ".join(report.problems) or "same answers"
-            table.add_row(
-                report.door, report.release_id, f"{report.max_abs_diff:.1e}", f"{report.seconds:.3f}", verdict
-            )
+            difference = "" if report.max_abs_diff is None else f"{report.max_abs_diff:.1e}"
+            table.add_row(report.door, report.release_id or "", difference, f"{report.seconds:.3f}", verdict)
         OUT.print(table)
     if any(report.problems for report in reports):
         raise FerryError(f"not both doors serve {current.release_id}; the table says which and why")
@@ -272,4 +288,5 @@ def demo(ctx: click.Context, settings: Settings, source: str | None, keep: bool,
     """The whole journey on this machine: data, training, release, both stacks, both doors, one report."""
     from ferry.demo import run
 
-    run(settings, ctx.find_root().params["environment"], source, output.resolve(), keep)
+    path = settings_file(ctx.find_root().params["environment"])
+    run(settings, path, source, output.resolve(), keep)

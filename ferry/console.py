@@ -5,18 +5,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.markup import escape
 
 # Takes one line of progress; work is told where its lines go and prints none itself.
 Report = Callable[[str], None]
 
-OUT = Console(highlight=False, soft_wrap=True)
-ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+# No markup: a path may hold brackets.
+OUT = Console(highlight=False, soft_wrap=True, markup=False)
+ERR = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
 def line(text: str) -> None:
     """One line of progress, under the step that it belongs to."""
-    OUT.print(f"    [dim]{escape(text)}[/dim]")
+    OUT.print(f"    {text}", style="dim")
 
 
 class Steps:
@@ -29,7 +29,7 @@ class Steps:
     @contextmanager
     def step(self, title: str) -> Iterator[None]:
         self._number += 1
-        OUT.print(f"[bold]{self._number}/{self._total}[/bold] {escape(title)}")
+        OUT.print(f"{self._number}/{self._total} {title}", style="bold")
         started = time.monotonic()
         yield
-        OUT.print(f"    [green]done[/green] in {time.monotonic() - started:.1f} s")
+        OUT.print(f"    done in {time.monotonic() - started:.1f} s", style="green")

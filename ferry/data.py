@@ -39,7 +39,7 @@ MNIST = {
 }
 EMBEDDED = "digits"
 MANIFEST = "manifest.json"
-_DOWNLOAD_SECONDS = 20
+_DOWNLOAD_SECONDS = 10  # without an answer; a firewall that drops packets must not hold the demo up
 _MAX_DOWNLOAD = 64 * 2**20
 
 
@@ -137,6 +137,8 @@ def _stored_sha256(s3: Any, bucket: str, key: str) -> str | None:
 def _from_folder(source: Path, target: Path, origin: str | None = None) -> Dataset:
     if not source.is_dir():
         raise Refused(f"{source}: no such folder; give one that holds {', '.join(MNIST)}, raw or as .gz")
+    if source.resolve().is_relative_to(target.resolve()) and origin is None:
+        raise Refused(f"{source}: lies in {target}, which is written to; give a folder outside of it")
     contents = {name: _read_either(source, name) for name in MNIST}
     published = all(hashlib.sha256(contents[name]).hexdigest() == digest for name, digest in MNIST.items())
     name = "mnist" if published else _slug(source.resolve().name)
@@ -159,12 +161,13 @@ def _read_either(folder: Path, name: str) -> bytes:
 
 
 def _slug(name: str) -> str:
-    kept = "".join(character if character.isalnum() else "-" for character in name.lower()).strip("-")
-    return kept if kept[:1].isalpha() else f"data-{kept}"
+    kept = "".join(character if character.isascii() and character.isalnum() else "-" for character in name.lower())
+    return kept.strip("-")[:64] or "data"
 
 
 def _lay_out(contents: dict[str, bytes], folder: Path, name: str, origin: str) -> Dataset:
-    shutil.rmtree(folder, ignore_errors=True)
+    for channel in CHANNEL_FOLDERS.values():  # ours; what else may lie in the folder is not
+        shutil.rmtree(folder / channel, ignore_errors=True)
     for file, content in contents.items():
         channel = CHANNEL_FOLDERS["training" if file.startswith("train") else "testing"]
         # Level 1: the point is the documented .gz form, not the last per cent; mtime 0 keeps the bytes the same.
@@ -188,6 +191,7 @@ def _download_mnist(folder: Path, report: Report) -> Path | None:
 
 def _download(name: str, digest: str, report: Report) -> bytes | None:
     for mirror in MIRRORS:
+        report(f"  trying {mirror}{name}")
         try:
             with urllib.request.urlopen(mirror + name, timeout=_DOWNLOAD_SECONDS) as answer:
                 content: bytes = answer.read(_MAX_DOWNLOAD)

@@ -7,10 +7,13 @@ doors over HTTP. `run` returns only when every number holds.
 import functools
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,26 +55,44 @@ class _Findings:
             self.problems.append(problem)
 
 
-def run(settings: Settings, environment: str, source: str | None, output: Path, keep: bool) -> None:
+def run(settings: Settings, settings_path: Path, source: str | None, output: Path, keep: bool) -> None:
     """Run the journey, write report.json, report.png and request.json below `output`, print the result.
 
-    `environment` is what the `cdk` and `cdktf` processes read the same settings by; with `keep` the local environment
+    `settings_path` is where the `cdk` and `cdktf` processes read the same settings; with `keep` the local environment
     stays up. Raises FerryError when a step fails or a number is off, naming it.
     """
     aws.local_settings(settings)
-    steps = Steps(_STEPS)
-    local.down(settings, lambda _: None)  # an earlier run's stacks would be updated, not created
-    try:
-        findings = _journey(settings, environment, source, output, steps)
-    except BaseException:
-        local.down(settings, line)
-        raise
-    _print_result(findings, output)
-    _print_curl(settings, output, keep)
-    if not keep:
-        local.down(settings, line)
+    with local.exclusively(settings.build_path / "demo.lock", "ferry demo"), _signals_interrupt():
+        for name in ("report.json", "report.png"):
+            (output / name).unlink(missing_ok=True)
+        local.down(settings, lambda _: None)  # an earlier run's stacks would be updated, not created
+        local.refuse_busy_ports(settings)
+        try:
+            findings = _journey(settings, str(settings_path), source, output, Steps(_STEPS))
+        except BaseException:
+            local.down(settings, line)
+            raise
+        _print_result(findings, output)
+        _print_curl(settings, output, keep)
+        if not keep:
+            local.down(settings, line)
     if findings.problems:
         raise FerryError("the numbers do not hold:\n" + "\n".join(f"  - {problem}" for problem in findings.problems))
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """A cancelled CI run or a closed terminal ends the demo as Ctrl-C does, with everything that it started."""
+
+    def interrupt(number: int, _: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _journey(settings: Settings, environment: str, source: str | None, output: Path, steps: Steps) -> _Findings:
@@ -90,7 +111,7 @@ def _journey(settings: Settings, environment: str, source: str | None, output: P
     with steps.step("Training job, as SageMaker runs it"):
         job = run_training_job(settings, dataset.name, line)
     with steps.step("Release: verify, gate, pin, store"):
-        make_release(settings, job.artifact_uri, line)
+        make_release(settings, job.artifact_uri, line, dataset=dataset.name)
         release, members = current_release(settings)
     with steps.step("AWS: cdk deploy Hosting Gateway"):
         _deploy(settings, environment, output, "Hosting", "Gateway")
@@ -107,6 +128,7 @@ def _journey(settings: Settings, environment: str, source: str | None, output: P
             (Path(folder) / name).write_bytes(content)
         predictor = Predictor.load(Path(folder), threads=os.cpu_count() or 1)
         _measure(settings, dataset, job, release, predictor, findings, output)
+    findings.report["problems"] = findings.problems
     write_atomically(output / "report.json", (json.dumps(findings.report, indent=2) + "\n").encode())
     return findings
 
@@ -134,10 +156,10 @@ def _tool(settings: Settings, environment: str, output: Path, tool: str, *argume
     if not executable.exists():
         raise FerryError(f"{executable}: not there; `make setup` installs it")
     command = [str(executable), *arguments]
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         process = subprocess.Popen(
             command, env=variables, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace",
+            stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
         )  # fmt: skip
         assert process.stdout is not None
         try:
@@ -284,9 +306,8 @@ def _print_result(findings: _Findings, output: Path) -> None:
 
 def _print_curl(settings: Settings, output: Path, keep: bool) -> None:
     OUT.print("\nOne image by hand, to each door:" if keep else "\nKEEP=1 make demo leaves both doors open; then:")
+    shown = shlex.quote(f"@{os.path.relpath(output / 'request.json')}")
     for door in doors(settings):
-        OUT.print(
-            f"  curl -H 'Content-Type: application/json' --data @{os.path.relpath(output)}/request.json {door.url}"
-        )
+        OUT.print(f"  curl -H 'Content-Type: application/json' --data {shown} {door.url}")
     if keep:
         OUT.print("Both are up until: ferry local down")

@@ -62,7 +62,7 @@ class HttpDoor:
             raise FerryError(
                 f"{self.name} at {self.url}: HTTP {answer.status}: {answer.data[:500].decode(errors='replace')}"
             )
-        return _answer(answer.data, answer.headers.get(RELEASE_ID_HEADER), seconds)
+        return _answer(self.name, answer.data, answer.headers.get(RELEASE_ID_HEADER), seconds)
 
 
 class EndpointDoor:
@@ -85,7 +85,7 @@ class EndpointDoor:
             raise FerryError(f"{self.name}: endpoint {self._endpoint}: {error}") from error
         seconds = time.perf_counter() - started
         # SageMaker hands on this one response header of a container; ours puts the release id there.
-        return _answer(content, answer.get("CustomAttributes"), seconds)
+        return _answer(self.name, content, answer.get("CustomAttributes"), seconds)
 
 
 def doors(settings: Settings) -> tuple[Door, Door]:
@@ -110,8 +110,12 @@ def request_body(values: NDArray[Any], key: str = "data") -> bytes:
     return json.dumps({key: values.tolist(), "probabilities": True}, separators=(",", ":")).encode()
 
 
-def _answer(content: bytes, release_id: str | None, seconds: float) -> Answer:
-    document = json.loads(content)
-    probabilities = np.asarray(document.pop("probabilities"), np.float64)
-    ((_, labels),) = document.items()
+def _answer(door: str, content: bytes, release_id: str | None, seconds: float) -> Answer:
+    try:
+        document = json.loads(content)
+        probabilities = np.asarray(document.pop("probabilities"), np.float64)
+        ((_, labels),) = document.items()
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        shown = content[:200].decode(errors="replace")
+        raise FerryError(f"{door}: answers something else than labels and probabilities: {shown}") from error
     return Answer(labels, probabilities, release_id, seconds)

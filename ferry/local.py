@@ -7,6 +7,7 @@ killed command left behind.
 import fcntl
 import os
 import shutil
+import subprocess
 import sys
 import time
 import urllib.error
@@ -30,6 +31,8 @@ from model_code.inference.contract import RELEASE_ID_HEADER
 
 SERVICES = ("emulator", "sagemaker", "azure")
 _LOOPBACK = "127.0.0.1"
+# A proxy of the caller's leads elsewhere.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _START_SECONDS = 90
 _HEALTH_SECONDS = 2  # what SageMaker gives /ping
 # A little over the 30 s that SageMaker grants a container between SIGTERM and SIGKILL.
@@ -59,15 +62,17 @@ def up(settings: Settings, services: Sequence[str], report: Report) -> None:
     What an earlier, killed command left behind is ended first. Raises Refused for a busy port, naming who holds it and the
     setting that moves it; FerryError with the end of the log for a service that does not come up.
     """
-    with _locked(settings):
+    with exclusively(settings.build_path / "local" / "lock", "ferry local"):
+        for name in services:  # all of them before the first is started
+            _refuse_busy_port(settings, name)
+        wanted = _wanted_release(settings, services)
         for name in services:
             service = _service(settings, name)
             if processes.find(_mark(settings, name)):
-                if _answers(service.health):
+                if _answers(service.health) and (name == "emulator" or _released(service.health) == wanted):
                     report(f"{name:10} already up on port {service.port}")
                     continue
                 processes.stop(_mark(settings, name), _STOP_SECONDS)
-            _refuse_busy_port(service)
             launch = service.prepare()
             log = _log(settings, name)
             processes.start(_mark(settings, name), launch.command, launch.environment, launch.folder, log)
@@ -77,7 +82,7 @@ def up(settings: Settings, services: Sequence[str], report: Report) -> None:
 
 def down(settings: Settings, report: Report) -> None:
     """End every service that this environment started; running it again, or with nothing up, is fine."""
-    with _locked(settings):
+    with exclusively(settings.build_path / "local" / "lock", "ferry local"):
         for name in reversed(SERVICES):
             ended = processes.stop(_mark(settings, name), _STOP_SECONDS)
             report(f"{name:10} {'ended' if ended else 'was not running'}")
@@ -123,10 +128,10 @@ def _emulator(settings: Settings, local: LocalSettings) -> _Launch:
 
 def _container(settings: Settings, local: LocalSettings) -> _Launch:
     """The image's `serve` executable over the unpacked release, as SageMaker unpacks it into /opt/ml/model."""
-    from ferry.release import current_release  # brings ONNX Runtime, which `status` and `down` do without
+    from ferry.release import current_release
 
     release, members = current_release(settings)
-    paths = MlPaths(settings.build_path / "sagemaker")
+    paths = MlPaths(settings.build_path / "local" / "sagemaker")
     for name, content in members.items():
         write_atomically(paths.model / name, content)
     variables = _clean_environment() | _pins(release) | {
@@ -147,17 +152,27 @@ def _function(settings: Settings, local: LocalSettings) -> _Launch:
     package = settings.package_path.with_name("local-package.zip")
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     build_package(settings.release_path.parent, package, python_version=version)
-    folder = settings.build_path / "function"
+    folder = settings.build_path / "local" / "function"
     shutil.rmtree(folder, ignore_errors=True)
     with zipfile.ZipFile(package) as archive:
         archive.extractall(folder)  # our own build, just made
     variables = _clean_environment() | _pins(release)
-    tools = shutil.which("func")
+    tools = _core_tools()
     if tools:
         variables |= {"FUNCTIONS_WORKER_RUNTIME": "python", "AzureWebJobsStorage": ""}
-        return _Launch([tools, "start", "--port", str(local.azure_port)], variables, folder)
+        return _Launch([tools, "start", "--address", _LOOPBACK, "--port", str(local.azure_port)], variables, folder)
     host = [sys.executable, "-I", "-S", str(ROOT / "ferry" / "functions_host.py")]
     return _Launch([*host, "--package", str(folder), "--port", str(local.azure_port)], variables, folder)
+
+
+def _core_tools() -> str | None:
+    """Azure's `func`, where it can be told to listen on loopback only: before July 2026 it opened every interface, without
+    asking for keys."""
+    tools = shutil.which("func")
+    if tools is None:
+        return None
+    help_text = subprocess.run([tools, "start", "--help"], capture_output=True, text=True, check=False).stdout
+    return tools if "--address" in help_text else None
 
 
 def _pins(release: Release) -> dict[str, str]:
@@ -170,10 +185,26 @@ def _clean_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR", "HOME") if name in os.environ}
 
 
-def _refuse_busy_port(service: _Service) -> None:
-    owner = processes.port_owner(service.port)
+def refuse_busy_ports(settings: Settings) -> None:
+    """Raises Refused where somebody else listens on a port of the environment, naming who and the setting to change."""
+    for name in SERVICES:
+        _refuse_busy_port(settings, name)
+
+
+def _refuse_busy_port(settings: Settings, name: str) -> None:
+    service = _service(settings, name)
+    owner = None if processes.find(_mark(settings, name)) else processes.port_owner(service.port)
     if owner is not None:
         raise Refused(f"port {service.port} is taken by {owner}; end it, or set {service.setting} to a free port")
+
+
+def _wanted_release(settings: Settings, services: Sequence[str]) -> str | None:
+    """The release that the doors have to serve. Raises FerryError where a door is wanted and there is none."""
+    if set(services) <= {"emulator"}:
+        return None
+    from ferry.release import current_release  # brings ONNX Runtime, which `status` and `down` do without
+
+    return current_release(settings)[0].release_id
 
 
 def _wait(settings: Settings, name: str, service: _Service) -> None:
@@ -190,7 +221,7 @@ def _wait(settings: Settings, name: str, service: _Service) -> None:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=_HEALTH_SECONDS) as answer:
+        with _DIRECT.open(url, timeout=_HEALTH_SECONDS) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError, ValueError):
         return False
@@ -199,7 +230,7 @@ def _answers(url: str) -> bool:
 def _released(url: str) -> str | None:
     """The release id that a running door reports with its health."""
     try:
-        with urllib.request.urlopen(url, timeout=_HEALTH_SECONDS) as answer:
+        with _DIRECT.open(url, timeout=_HEALTH_SECONDS) as answer:
             release_id: str | None = answer.headers.get(RELEASE_ID_HEADER)
             return release_id
     except (urllib.error.URLError, OSError, ValueError):
@@ -207,7 +238,7 @@ def _released(url: str) -> str | None:
 
 
 def _mark(settings: Settings, name: str) -> str:
-    return f"{settings.build_path}:{name}"
+    return f"{settings.build_path}:{settings.environment}:{name}"
 
 
 def _log(settings: Settings, name: str) -> Path:
@@ -215,15 +246,12 @@ def _log(settings: Settings, name: str) -> Path:
 
 
 @contextmanager
-def _locked(settings: Settings) -> Iterator[None]:
-    """One `up` or `down` at a time; the kernel drops the lock when its holder dies."""
-    path = settings.build_path / "local" / "lock"
+def exclusively(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file `path`; the kernel drops the lock when its holder dies. Raises FerryError where it is held."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise FerryError(
-                f"another `ferry local` command is at work in {path.parent}; wait for it to end"
-            ) from error
+            raise FerryError(f"another `{what}` command is at work in {path.parent}; wait for it to end") from error
         yield

@@ -6,6 +6,7 @@ or by a later one, gives that first release back. Nothing is published unless ev
 
 import hashlib
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ferry.errors import FerryError, Refused
 from ferry.files import write_atomically
 from ferry.model_probe import probe_model
 from infra.release import (
+    EXECUTION,
     FileDigest,
     Gate,
     Release,
@@ -37,20 +39,25 @@ from model_code.inference.errors import ModelInvalid
 _MAX_ARTIFACT = 2 * 2**30
 
 
-def make_release(settings: Settings, artifact: str, report: Report, *, execution: str = "local") -> Release:
+def make_release(
+    settings: Settings, artifact: str, report: Report, *, dataset: str | None = None, execution: str = "local"
+) -> Release:
     """Release the model artifact at `artifact`, a path or an s3:// URI of a model.tar.gz.
 
-    Leaves release.json and model.tar.gz in the artifacts bucket below releases/<release id>/ and beside
-    `settings.release_path`. `execution` is the ARN of the pipeline execution that made the artifact, or "local".
-    Raises FerryError; then whatever was released before still is.
+    `dataset` is what the model has to be trained on, and names the gate; None is the environment's own. The accuracy that is
+    held against the gate is the one that the training job measured. `execution` is the ARN of the pipeline execution that
+    made the artifact, or "local". Leaves release.json and model.tar.gz in the artifacts bucket below releases/<release id>/
+    and beside `settings.release_path`. Raises FerryError; then whatever was released before still is.
     """
+    if not re.fullmatch(EXECUTION, execution):
+        raise Refused(f"--execution: found {execution!r}; allowed: local, or the ARN of a SageMaker pipeline execution")
     raw = _fetch(settings, artifact)
     report(f"fetched   {artifact}: {len(raw):,} bytes")
     members = read_archive(raw, artifact)
     description = _verify(members, artifact)
     identifier = release_id(description.model, description.onnx.sha256)
     report(f"verified  {identifier}: digests, signature, golden inference")
-    gate = _gate(settings, description, artifact)
+    gate = _gate(settings, description, artifact, dataset or settings.model.dataset)
     report(f"gate      accuracy {gate.value:.4f}, at least {gate.threshold:.4f} wanted")
     release, archive = _store(settings, description, members, gate, execution)
     write_atomically(settings.release_path.with_name(environment.ARCHIVE_FILE), archive)
@@ -132,19 +139,24 @@ def _verify(members: dict[str, bytes], origin: str) -> ModelDescription:
     return description
 
 
-def _gate(settings: Settings, description: ModelDescription, origin: str) -> Gate:
-    dataset = settings.datasets.get(description.training.dataset, settings.datasets[settings.model.dataset])
-    accuracy = description.metrics.get("accuracy")
+def _gate(settings: Settings, description: ModelDescription, origin: str, dataset: str) -> Gate:
     if description.model != settings.model.name:
         raise Refused(
             f"{origin}: a {description.model!r} model; environment {settings.environment!r} serves {settings.model.name!r}"
         )
-    if accuracy is None or not accuracy >= dataset.gate:
-        raise FerryError(
-            f"GATE_FAILED {origin}: accuracy {accuracy} on {description.training.dataset}, at least {dataset.gate} wanted "
-            f"(datasets.{description.training.dataset}.gate); nothing was published"
+    if description.training.dataset != dataset:
+        raise Refused(
+            f"{origin}: trained on {description.training.dataset!r}, expected {dataset!r}; "
+            "--dataset says what to expect where it is not model.dataset of the settings"
         )
-    return Gate(metric="accuracy", threshold=dataset.gate, value=accuracy)
+    gate = settings.datasets.get(dataset, settings.datasets[settings.model.dataset]).gate
+    accuracy = description.metrics.get("accuracy")
+    if accuracy is None or not gate <= accuracy <= 1:
+        raise FerryError(
+            f"GATE_FAILED {origin}: accuracy {accuracy} on {dataset}, at least {gate} wanted (datasets.{dataset}.gate); "
+            "nothing was published"
+        )
+    return Gate(metric="accuracy", threshold=gate, value=accuracy)
 
 
 def _store(

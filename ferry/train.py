@@ -38,7 +38,7 @@ def run_training_job(settings: Settings, dataset: str, report: Report) -> Traini
     """
     aws.local_settings(settings)
     table = settings.datasets.get(dataset, settings.datasets[settings.model.dataset])
-    name = f"{settings.pipeline}-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}"
+    name = f"{settings.pipeline}-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S-%f}"
     paths = MlPaths(settings.build_path / "training" / name)
     s3 = aws.client(settings, "s3")
     report(f"training job {name}")
@@ -99,18 +99,21 @@ def _run(settings: Settings, paths: MlPaths, dataset: str, report: Report) -> No
         cwd=paths.base,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
         errors="replace",
     )
     assert process.stdout is not None
     try:
-        with process, (paths.base / "job.log").open("w") as log:
+        with process, (paths.base / "job.log").open("w", encoding="utf-8") as log:
             for line in process.stdout:
                 log.write(line)
                 report(f"  {line.rstrip()}")
     except BaseException:
         process.terminate()
-        process.wait(_STOP_SECONDS)
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
         raise
     if process.returncode != 0:
         cause = paths.failure.read_text() if paths.failure.exists() else "the job left no failure file"

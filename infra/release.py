@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 MAX_RELEASE_BYTES = 256 * 1024
 
+# Where an artifact was made: the ARN of the pipeline's execution, or this machine.
+EXECUTION = r"^(local|arn:aws[a-z-]*:sagemaker:.+)$"
+
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 S3Uri = Annotated[
     str,
@@ -69,7 +72,7 @@ class Release(_Part):
     model_json: FileDigest
     metrics: dict[str, float]
     gate: Gate
-    pipeline_execution: Annotated[str, StringConstraints(pattern=r"^(local|arn:aws[a-z-]*:sagemaker:.+)$")]
+    pipeline_execution: Annotated[str, StringConstraints(pattern=EXECUTION)]
     training_end_time: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
 
     @model_validator(mode="after")

@@ -184,6 +184,10 @@ class Settings(_Table):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if "{" in self.build_dir.replace("{environment}", ""):
+            raise ValueError(
+                f"build_dir is {self.build_dir!r}; the one placeholder that it may hold is {{environment}}"
+            )
         if self.model.dataset not in self.datasets:
             raise ValueError(f"model.dataset is {self.model.dataset!r}; allowed: {', '.join(sorted(self.datasets))}")
         # S3 allows 63 characters and the longest of our bucket names carries account and region.
@@ -287,7 +291,7 @@ class Settings(_Table):
 
     @property
     def build_path(self) -> Path:
-        return ROOT / self.build_dir.format(environment=self.environment)
+        return ROOT / self.build_dir.replace("{environment}", self.environment)
 
     @property
     def release_path(self) -> Path:

@@ -1,6 +1,7 @@
 """What every test runs under: no credentials of a real account, no setting of the caller's."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,10 @@ os.environ |= {
     "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_CONFIG_FILE": os.devnull,
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    # Tests talk to loopback only; and jsii refuses a cache below a home folder that a group may write to.
+    "NO_PROXY": "localhost,127.0.0.1",
+    "no_proxy": "localhost,127.0.0.1",
+    "JSII_RUNTIME_PACKAGE_CACHE_ROOT": str(Path(__file__).resolve().parent.parent / "build" / "jsii"),
 }
 
 

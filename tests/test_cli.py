@@ -68,6 +68,52 @@ def test_a_busy_port_is_named_with_its_owner_and_its_setting(tmp_path: Path) -> 
     assert "local.emulator_port" in finished.stderr
 
 
+def test_nothing_is_started_when_a_later_service_cannot_be(tmp_path: Path) -> None:
+    path = write_settings(tmp_path)
+    settings = load_settings(str(path))
+    assert settings.local is not None
+    with socket.create_server(("127.0.0.1", settings.local.azure_port)):
+        finished = ferry("--env", str(path), "local", "up")
+    assert finished.returncode == 2
+    assert "local.azure_port" in finished.stderr
+    assert not any(json.loads(ferry("--env", str(path), "local", "status", "--json").stdout)["pids"].values())
+
+
+def test_a_proxy_of_the_caller_does_not_hide_the_emulator(tmp_path: Path) -> None:
+    path = write_settings(tmp_path)
+    proxy = {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "HOME": str(tmp_path)}
+    try:
+        assert ferry("--env", str(path), "local", "up", "emulator", environment=proxy).returncode == 0
+        finished = ferry("--env", str(path), "data", "upload", "--data", "digits", environment=proxy)
+        assert "NoSuchBucket" in finished.stderr  # the emulator itself answered
+    finally:
+        ferry("--env", str(path), "local", "down")
+
+
+def test_without_the_emulator_the_message_says_how_to_start_it(tmp_path: Path) -> None:
+    finished = ferry("--env", str(write_settings(tmp_path)), "train", "--local")
+    assert finished.returncode == 1
+    assert "ferry local up emulator" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_an_empty_environment_variable_is_refused_everywhere() -> None:
+    finished = ferry("settings", environment={"FERRY_ENV": ""})
+    assert finished.returncode == 2
+    assert "FERRY_ENV is set but empty" in finished.stderr
+
+
+def test_data_inside_the_build_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = write_settings(tmp_path)
+    source = load_settings(str(path)).build_path / "data" / "mine"
+    source.mkdir(parents=True)
+    (source / "train-images-idx3-ubyte").write_bytes(b"precious")
+    finished = ferry("--env", str(path), "data", "upload", "--data", str(source))
+    assert finished.returncode == 2
+    assert "give a folder outside of it" in finished.stderr
+    assert (source / "train-images-idx3-ubyte").read_bytes() == b"precious"
+
+
 def test_doors_without_a_release_say_what_makes_one(tmp_path: Path) -> None:
     finished = ferry("--env", str(write_settings(tmp_path)), "local", "up", "sagemaker")
     assert finished.returncode == 1

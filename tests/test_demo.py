@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import urllib.request
@@ -155,7 +156,12 @@ def test_verify_finds_both_doors_in_agreement(journey: Journey, settings_path: P
 
 
 def test_the_printed_curl_command_works(journey: Journey) -> None:
-    assert journey.printed.count("curl -H 'Content-Type: application/json' --data @") == 2
+    commands = [shlex.split(text) for text in journey.printed.splitlines() if text.strip().startswith("curl ")]
+    assert [command[:3] for command in commands] == [["curl", "-H", "Content-Type: application/json"]] * 2
+    for *_, option, data, url in commands:
+        assert option == "--data"
+        assert data[0] == "@"
+        assert list(post(url, Path(data[1:]).read_bytes())) == ["digits"]
     assert "Both are up until: ferry local down" in journey.printed
 
 

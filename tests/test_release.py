@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from moto.server import ThreadedMotoServer
 
-from ferry import aws
+from ferry import aws, local
 from ferry.archive import read_archive, write_archive
 from ferry.errors import FerryError, Refused
 from ferry.release import current_release, make_release
@@ -166,6 +166,25 @@ def test_a_lying_artifact_is_refused_and_the_last_release_stays(
     assert read_release(settings.release_path) == release
 
 
+@pytest.mark.parametrize("execution", ["foo", "", "arn:aws:s3:::bucket"])
+def test_a_mistyped_execution_is_refused_before_anything_is_stored(
+    settings: Settings, tmp_path: Path, execution: str
+) -> None:
+    path, _ = artifact(tmp_path / "model.tar.gz")
+    with pytest.raises(Refused, match="--execution"):
+        make_release(settings, path, silent, execution=execution)
+    assert stored(settings) == {}
+
+
+def test_an_artifact_cannot_choose_an_easier_gate_by_its_dataset(settings: Settings, tmp_path: Path) -> None:
+    path, description = artifact(tmp_path / "model.tar.gz")
+    training = json.loads(model_json_bytes(description))["training"] | {"dataset": "digits"}
+    other = changed(Path(path), training=training)
+    with pytest.raises(Refused, match="trained on 'digits', expected 'mnist'"):
+        make_release(settings, other, silent)
+    assert stored(settings) == {}
+
+
 def test_an_artifact_that_is_not_there_says_so(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="ARTIFACT_MISSING"):
         make_release(settings, str(tmp_path / "none.tar.gz"), silent)
@@ -219,6 +238,17 @@ def test_the_local_environment_and_real_accounts_are_never_mixed(
     emulated = aws.emulator_environment(settings)
     assert "AWS_PROFILE" not in emulated
     assert emulated["AWS_ACCESS_KEY_ID"] == "emulator"
+
+
+def test_up_after_a_new_release_serves_the_new_one(settings: Settings, tmp_path: Path) -> None:
+    try:
+        for seed in (0, 1):
+            path, _ = artifact(tmp_path / f"{seed}.tar.gz", seed=seed)
+            release = make_release(settings, path, silent)
+            local.up(settings, ["sagemaker"], silent)
+            assert local.status(settings)["release_id"] == release.release_id
+    finally:
+        local.down(settings, silent)
 
 
 def test_the_description_survives_the_journey(settings: Settings, tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def test_a_wrong_line_is_refused_by_its_key(tmp_path: Path, line: str, complaint
         ('region = "us-east-1"', "", "aws.region: missing"),
         ("gate = 0.95", "gate = 1.5", "datasets.digits.gate: found 1.5"),
         ("gate = 0.95", "gate = nan", "datasets.digits.gate: found nan"),
+        ('build_dir = "', 'build_dir = "{user}', "the one placeholder that it may hold is {environment}"),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_key(tmp_path: Path, old: str, new: str, complaint: str) -> None:

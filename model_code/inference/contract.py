@@ -358,7 +358,7 @@ def _onnx_file(node: _Node) -> OnnxFile:
 def _training(node: _Node) -> TrainingRecord:
     fields = node.fields("dataset", "ended_at", "hyperparameters")
     return TrainingRecord(
-        dataset=fields["dataset"].text(),
+        dataset=fields["dataset"].text(r"[a-z0-9][a-z0-9_-]{0,63}", "up to 64 lower-case letters, digits, _ and -"),
         ended_at=fields["ended_at"].text(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "UTC, like 2026-01-02T03:04:05Z"),
         hyperparameters={name: value.value for name, value in fields["hyperparameters"].members().items()},
     )
