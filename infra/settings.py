@@ -12,7 +12,10 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints, ValidationError, model_validator
+
+from infra.settings_azure import AzureSettings
+from infra.settings_table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT_VARIABLE = "FERRY_ENV"
@@ -21,6 +24,8 @@ DEFAULT_ENVIRONMENT = "local"
 TRAINING_PREFIX = "training"
 RELEASES_PREFIX = "releases"
 MAX_SETTINGS_BYTES = 256 * 1024
+# Tags that the stacks set themselves.
+RESERVED_TAGS = ("project", "environment", "release-id")
 # The newest Python that azure-functions 1.x, onnxruntime and the Flex Consumption plan have in common.
 FUNCTION_PYTHON = "3.12"
 
@@ -31,13 +36,29 @@ def _no_placeholder(account: str) -> str:
     return account
 
 
+def _own_tags(tags: dict[str, str]) -> dict[str, str]:
+    """Azure tells tag names apart without their case, and both clouds keep some prefixes for themselves."""
+    for name in tags:
+        if re.match("aws:|azure|microsoft|windows", name, re.IGNORECASE) or name.lower() in RESERVED_TAGS:
+            raise ValueError(f"{name!r} is a tag of a cloud or of this project; choose another name")
+    if len({name.lower() for name in tags}) != len(tags):
+        raise ValueError(f"two of {', '.join(sorted(tags))} differ in case only; to Azure they are one tag")
+    return tags
+
+
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*[a-z0-9]$", max_length=16)]
 AccountId = Annotated[str, StringConstraints(pattern=r"^[0-9]{12}$"), AfterValidator(_no_placeholder)]
 Region = Annotated[str, StringConstraints(pattern=r"^[a-z]{2}(-[a-z]+)+-[1-9]$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 InstanceType = Annotated[str, StringConstraints(pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9]+$")]
-Location = Annotated[str, StringConstraints(pattern=r"^[a-z]+[a-z0-9]*$", max_length=30)]
-Suffix = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{3,6}$")]
+# What both clouds take: AWS 128 and 256 characters, Azure no <>%&\?/ in a name.
+Tags = Annotated[
+    dict[
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_ .:=+@-]+$", max_length=128)],
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_ .:/=+@-]*$", max_length=256)],
+    ],
+    AfterValidator(_own_tags),
+]
 Share = Annotated[float, Field(ge=0, le=1)]
 Port = Annotated[int, Field(ge=1024, le=65535)]
 
@@ -46,18 +67,14 @@ class SettingsError(ValueError):
     """The settings cannot be used; the message names file, key, what was found and what is allowed."""
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class ModelSettings(_Table):
+class ModelSettings(Table):
     """Which model this environment trains and serves."""
 
     name: Slug = Field(description="Folder below model_code/training, and the first part of every release id.")
     dataset: Slug = Field(description="The table below [datasets] that the SageMaker pipeline trains with.")
 
 
-class DatasetSettings(_Table):
+class DatasetSettings(Table):
     """How a model is trained on one dataset, and how good it has to be."""
 
     gate: Share = Field(description="Smallest accuracy on the testing channel that may be released, 0 to 1.")
@@ -66,7 +83,7 @@ class DatasetSettings(_Table):
     )
 
 
-class AwsSettings(_Table):
+class AwsSettings(Table):
     """Where the AWS stacks go and how long they keep things."""
 
     account: AccountId = Field(description="The account that the stacks may be deployed to.")
@@ -81,7 +98,7 @@ class AwsSettings(_Table):
     )
 
 
-class TrainingSettings(_Table):
+class TrainingSettings(Table):
     """The training job of the SageMaker pipeline."""
 
     instance_type: InstanceType = Field(default="ml.m5.xlarge", description="Instance type of the training job.")
@@ -91,7 +108,7 @@ class TrainingSettings(_Table):
     )
 
 
-class HostingSettings(_Table):
+class HostingSettings(Table):
     """The SageMaker endpoint."""
 
     instance_type: InstanceType = Field(default="ml.c6i.large", description="Instance type behind the endpoint.")
@@ -102,52 +119,24 @@ class HostingSettings(_Table):
     )
 
 
-class GatewaySettings(_Table):
+class GatewaySettings(Table):
     """Limits of the API Gateway stage in front of the endpoint."""
 
     rate_limit: Annotated[int, Field(ge=1, le=10000)] = Field(default=50, description="Requests per second, steady.")
     burst_limit: Annotated[int, Field(ge=1, le=5000)] = Field(default=100, description="Requests at once.")
 
 
-class AzureStateSettings(_Table):
-    """A blob container, made beforehand, that keeps the Terraform state of a team."""
-
-    storage_account: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{3,24}$")] = Field(
-        description="Storage account; whoever deploys needs Storage Blob Data Contributor on the container."
-    )
-    container: Annotated[str, StringConstraints(pattern=r"^[a-z0-9](-?[a-z0-9]){2,62}$")] = Field(
-        description="Blob container; the key is the name of the stack."
-    )
-
-
-class AzureSettings(_Table):
-    """The Function App and what it needs."""
-
-    location: Location = Field(description="Azure region, in its short form, for instance westeurope.")
-    suffix: Suffix = Field(
-        description="3 to 6 letters or digits that make the globally unique names (storage account, Function App) yours."
-    )
-    storage_auth: Literal["identity", "connection-string"] = Field(
-        default="identity", description="How the Function App reaches its storage; identity needs no key anywhere."
-    )
-    instance_memory_mb: Literal[512, 2048, 4096] = Field(default=2048, description="Memory of one instance, MiB.")
-    maximum_instance_count: Annotated[int, Field(ge=40, le=1000)] = Field(
-        default=40, description="Upper limit of instances; azurerm 4.55 accepts 40 to 1000."
-    )
-    log_retention_days: Annotated[int, Field(ge=30, le=730)] = Field(
-        default=30, description="Days that Log Analytics keeps data."
-    )
-    state: AzureStateSettings | None = Field(
-        default=None, description="Where a team keeps the Terraform state; without it a file in this folder does."
-    )
-
-
-class LocalSettings(_Table):
+class LocalSettings(Table):
     """Loopback ports of an environment that runs on one machine."""
 
     emulator_port: Port = Field(default=5005, description="The AWS emulator.")
     sagemaker_port: Port = Field(default=8080, description="The SageMaker container's server.")
     azure_port: Port = Field(default=7071, description="The Azure Function.")
+
+    function_key: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{20,100}$")] | None = Field(
+        default=None,
+        description="Key that the Function asks for, as the deployed one does; without it none, as in Core Tools.",
+    )
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
@@ -156,7 +145,7 @@ class LocalSettings(_Table):
         return self
 
 
-class Settings(_Table):
+class Settings(Table):
     """One environment. Names of resources are methods here and nowhere else."""
 
     environment: Slug = Field(
@@ -178,9 +167,7 @@ class Settings(_Table):
         default=None,
         description="Only where the AWS side is the emulator on this machine; its absence means real clouds.",
     )
-    tags: dict[str, str] = Field(
-        default_factory=dict, max_length=40, description="Put on every resource of both clouds."
-    )
+    tags: Tags = Field(default_factory=dict, max_length=40, description="Put on every resource of both clouds.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -196,12 +183,26 @@ class Settings(_Table):
                 raise ValueError(
                     f"project and environment make the bucket name {name!r} longer than S3's 63 characters"
                 )
+        # Past 32 characters the host ids of two Function Apps can collide; a container app may not be longer at all.
         if len(self.function_app) > 32:
             raise ValueError(
-                f"project, environment and azure.suffix make the Function App name {self.function_app!r} longer than 32 "
-                "characters, past which the host ids of two apps can collide"
+                f"project, environment and azure.suffix make the app name {self.function_app!r} longer than 32 characters"
             )
+        if self.azure.hosting == "container" and "--" in self.container_app:
+            raise ValueError(
+                f"azure.hosting is 'container' and project and environment make the app name {self.container_app!r}; "
+                "Azure Container Apps takes no two dashes in a row"
+            )
+        self._same_image()
         return self
+
+    def _same_image(self) -> None:
+        container, digest = self.azure.container, self.hosting.image_digest
+        if container and digest and not container.image.endswith(f"@{digest}"):
+            raise ValueError(
+                f"hosting.image_digest is {digest} and azure.container.image is {container.image}; both clouds run the same "
+                "image, so the digests must be equal"
+            )
 
     @property
     def prefix(self) -> str:
@@ -256,7 +257,7 @@ class Settings(_Table):
 
     @property
     def resource_group(self) -> str:
-        return f"rg-{self.prefix}"
+        return self.azure.resource_group or f"rg-{self.prefix}"
 
     @property
     def function_app(self) -> str:
@@ -290,6 +291,26 @@ class Settings(_Table):
         return f"appi-{self.prefix}"
 
     @property
+    def container_app(self) -> str:
+        return f"ca-{self.azure_name}"
+
+    @property
+    def container_app_environment(self) -> str:
+        return f"cae-{self.prefix}"
+
+    @property
+    def virtual_network(self) -> str:
+        return f"vnet-{self.prefix}"
+
+    @property
+    def action_group(self) -> str:
+        return f"ag-{self.prefix}"
+
+    @property
+    def budget(self) -> str:
+        return f"budget-{self.prefix}"
+
+    @property
     def build_path(self) -> Path:
         return ROOT / self.build_dir.replace("{environment}", self.environment)
 
@@ -302,6 +323,13 @@ class Settings(_Table):
     def package_path(self) -> Path:
         """The zip that `ferry package` builds for Azure."""
         return self.build_path / "package" / "released-package.zip"
+
+    @property
+    def azure_release_file(self) -> Path:
+        """What the Azure stack uploads: the package for a Function App, the release's own archive for a container."""
+        if self.azure.hosting == "container":
+            return self.release_path.parent / "model.tar.gz"
+        return self.package_path
 
 
 def load_settings(environment: str | None = None) -> Settings:
@@ -358,6 +386,9 @@ def _explain(path: Path, problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{path}: {key}: missing; {_description(location)}"
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "string_pattern_mismatch":
+        key_itself = location[:-1] if location[-1].isdecimal() else location
+        message = f"{message}; {_description(key_itself)}"
     found = "" if isinstance(problem["input"], dict) else f"found {problem['input']!r}; "
     return f"{path}: {key}: {found}{message}"
 
