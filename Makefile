@@ -20,11 +20,15 @@ demo: setup ## The whole journey on this machine; DATA=<folder>|digits gives the
 test: setup .venv-checkov/.ready ## Format, lint, types and every test
 	@scripts/test
 
+test-cdktn: setup .venv/.cdktn-ready ## The Azure stack's tests with the second kit, cdktn and azurerm 5
+	@FERRY_CDKTF_KIT=cdktn $(BIN)/python -m pytest tests/test_azure_kit.py tests/test_infra_azure*.py
+
 synth: setup ## Both clouds' templates for FERRY_ENV, written to cdk.out and cdktf.out
 	@cdk synth --quiet --all && cdktf synth
 
-bench: setup ## What the core adds to ONNX Runtime (after make demo); with DATA=<MNIST folder> the training loops too
+bench: setup ## What the core adds to ONNX Runtime and the Function's cold start (after make demo); DATA=<MNIST folder>: training too
 	@$(BIN)/python -m bench.core
+	@$(BIN)/python -m bench.cold_start
 	@$(if $(DATA),$(BIN)/python -m bench.training "$(DATA)")
 
 snapshots: setup ## Rewrites the expected templates; read the diff like code
@@ -42,10 +46,13 @@ clean: ## Removes everything that was generated, the set-up included
 .venv/.ready: pyproject.toml constraints.txt scripts/setup
 	@PYTHON="$(PYTHON)" scripts/setup python
 
+.venv/.cdktn-ready: .venv/.ready
+	@scripts/setup cdktn
+
 node_modules/.ready: package.json package-lock.json .npmrc scripts/setup .venv/.ready
 	@scripts/setup node
 
 .venv-checkov/.ready: tests/checkov/requirements.txt scripts/setup
 	@PYTHON="$(PYTHON)" scripts/setup checkov
 
-.PHONY: help demo test synth bench snapshots setup lock clean
+.PHONY: help demo test test-cdktn synth bench snapshots setup lock clean

@@ -46,13 +46,13 @@ def compose_aws(app: Any, settings: Settings, release: Release | None) -> None:
 
 
 def azure() -> None:
-    """Synthesize the Function App of one release and its package."""
+    """Synthesize the app that serves one release on Azure."""
     settings = load_settings()
     release = read_release(settings.release_path)
     _keep_jsii_cache_here()
-    from infra.azure.function_stack import synthesize
+    from infra.azure.stack import synthesize
 
-    synthesize(settings=settings, release=release, package=settings.package_path)
+    synthesize(settings=settings, release=release, package=settings.azure_release_file)
 
 
 def _keep_jsii_cache_here() -> None:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-# Set before anything imports boto3: a test that forgets its endpoint must fail, not reach somebody's account.
+# Set before anything imports boto3: a test that forgets its endpoint must fail, not reach somebody's account. The kit of the
+# Azure stack is chosen for the whole run (`make test-cdktn`).
 for _name in [name for name in os.environ if name.startswith(("AWS_", "FERRY_", "SM_", "SAGEMAKER_", "ARM_"))]:
-    del os.environ[_name]
+    if _name != "FERRY_CDKTF_KIT":
+        del os.environ[_name]
 os.environ |= {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",

@@ -8,13 +8,14 @@ import os
 import re
 import shutil
 import subprocess
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from infra.settings import ROOT
 from tests import aws_stacks
-from tests.azure_stack import synthesize_template
+from tests.azure_stack import VARIANTS, azure_settings, synthesize_template
 from tests.stack_fixtures import dev_settings, make_release
 
 CHECKOV = ROOT / ".venv-checkov" / "bin" / "checkov"
@@ -30,8 +31,11 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "terraform_json": {
         "CKV_AZURE_212 service_plan": "A Flex Consumption plan has no fixed instances; Azure adds and replaces them.",
         "CKV_AZURE_225 service_plan": "Flex Consumption offers zone redundancy in some regions only.",
-        "CKV_AZURE_59 storage_account": "The app is in no virtual network; its host reaches storage by role, over TLS.",
-        "CKV2_AZURE_33 storage_account": "The same: a private endpoint needs the virtual network.",
+        "CKV_AZURE_59 storage_account": "Without private_endpoints the host reaches storage by role, over TLS.",
+        "CKV2_AZURE_33 storage_account": "The same: the endpoint comes with private_endpoints.",
+        "CKV_AZURE_221 function_app": "The same for the app itself; keys or tokens stand before it.",
+        "CKV_AZURE_36 storage_account": "With private_endpoints nobody is let through, Microsoft's services included.",
+        "CKV2_AZURE_40 storage_account": 'storage_auth = "connection-string" is the fallback that needs a key.',
         "CKV_AZURE_206 storage_account": "Everything in it is written again by the next deployment.",
         "CKV2_AZURE_1 storage_account": "No data of customers: the package and the host's own records. Encrypted twice.",
         "CKV_AZURE_33 storage_account": "No queue of ours; azurerm 5 drops the argument that the check reads.",
@@ -51,8 +55,12 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Report]:
     aws_stacks.synthesize(folder / "aws", dev_settings(), make_release(dev_settings()))
     for template in (folder / "aws").glob("*.template.json"):
         shutil.copy(template, scanned)
-    # The runner reads only what ends in .tf.json; under another name it reports nothing and succeeds.
-    shutil.copy(synthesize_template(folder / "azure"), scanned / "cdk.tf.json")
+    for name, changes in VARIANTS.items():
+        # The runner reads only what ends in .tf.json; under another name it reports nothing and succeeds.
+        template = json.loads(synthesize_template(folder / name, azure_settings(**changes)).read_bytes())
+        template.pop("import", None)  # it cannot read such a block, and would leave the whole file out
+        (scanned / name).mkdir()
+        (scanned / name / "cdk.tf.json").write_text(json.dumps(template))
     command = [str(CHECKOV), "--directory", str(scanned), "--framework", "cloudformation", "terraform_json"]
     command += ["--skip-download", "--compact", "--quiet", "--output", "json"]
     # Whatever it may want from the network is refused at once.
@@ -77,6 +85,13 @@ def test_checkov_read_the_templates(framework: str, reports: dict[str, Report]) 
     summary = reports[framework]["summary"]
     assert summary["passed"] + summary["failed"] > 0
     assert summary["parsing_errors"] == 0
+
+
+def test_checkov_examined_every_variant_of_the_azure_stack(reports: dict[str, Report]) -> None:
+    results = reports["terraform_json"]["results"]
+    examined = Counter(check["file_path"].split("/")[1] for check in results["failed_checks"])
+    assert set(examined) == set(VARIANTS)  # of a compact report the failed checks are all there is
+    assert reports["terraform_json"]["summary"]["passed"] >= 10 * len(VARIANTS)
 
 
 @pytest.mark.parametrize("framework", ACCEPTED)
