@@ -13,10 +13,20 @@ from pathlib import Path
 
 # The release that the deployment expects; the server refuses any other model.
 RELEASE_ID = "FERRY_RELEASE_ID"
+# The Function does without: the release.json in its package holds this digest.
 MODEL_JSON_SHA256 = "FERRY_MODEL_JSON_SHA256"
 
+# Who may call the Function: one of AUTHORIZATIONS.
+AUTHORIZATION = "FERRY_AUTHORIZATION"
+AUTHORIZATIONS = ("function-key", "entra", "anonymous")
+# App Service says "True" where its built-in authentication stands in front of the app.
+PLATFORM_AUTHENTICATION = "WEBSITE_AUTH_ENABLED"
+# Threads that run the handlers of one worker process (Azure Functions app settings reference).
+WORKER_THREADS = "PYTHON_THREADPOOL_THREAD_COUNT"
+# Threads that numpy's OpenBLAS starts when it is imported, one a core where it is not set.
+BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 # No code reads it: a changed app setting restarts the Function App, also where only the code in its package changed.
-PACKAGE_SHA256 = "FERRY_PACKAGE_SHA256"
+CODE_SHA256 = "FERRY_CODE_SHA256"
 
 # Serving.
 WORKERS = "FERRY_WORKERS"
@@ -24,6 +34,13 @@ MODEL_DIR = "FERRY_MODEL_DIR"
 BIND_TO_PORT = "SAGEMAKER_BIND_TO_PORT"
 BIND_ADDRESS = "FERRY_BIND_ADDRESS"
 DEFAULT_PORT = 8080
+
+# `fetch`, where nobody else brings the model: the blob of the released archive, and the identity that may read it. The
+# last two are the platform's (Azure Container Apps, "Managed identities", REST endpoint reference).
+ARCHIVE_URL = "FERRY_ARCHIVE_URL"
+IDENTITY_CLIENT_ID = "AZURE_CLIENT_ID"
+IDENTITY_ENDPOINT = "IDENTITY_ENDPOINT"
+IDENTITY_HEADER = "IDENTITY_HEADER"
 
 # Training.
 MODEL_NAME = "FERRY_MODEL"

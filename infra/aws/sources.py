@@ -10,6 +10,7 @@ SERVING_SOURCES = (
     *CORE_SOURCES,
     "model_code/container/*.py",
     "model_code/container/Dockerfile",
+    "model_code/container/fetch",
     "model_code/container/requirements.txt",
     "model_code/container/serve",
 )
