@@ -3,22 +3,29 @@
 It stands in for Azure Functions Core Tools where those are not installed, and runs the same FunctionApp object from the
 same files. With -I and -S the interpreter brings the standard library only; everything else has to be in the package.
 
-What it does as the real host and its Python worker do:
-- The search path is the package's .python_packages/lib/site-packages first and the package's own folder last
-  (azure-functions-python-worker, utils/dependency.py); function_app.py holds exactly one FunctionApp (its loader.py).
-- Functions answer below /api; another path, or another method than the function names, is 404 (the host's routing).
-- A body over 104,857,600 bytes is 413 (azure-functions-host, ScriptConstants.cs).
-- A handler that raises is 500 with an empty body (azure-functions-host, ExceptionMiddleware.cs).
-- Handlers run in a pool of PYTHON_THREADPOOL_THREAD_COUNT threads, Python's default where that is not set.
-- Keys are not checked, as Core Tools does not check them either.
+What it does as the real host and its Python worker do, each with the file of theirs that says so, in
+tests/test_functions_host.py: the search path, the one FunctionApp, routes and their prefix, methods, keys and their levels,
+the limit of a body, the homepage, the ping, 500 for what a handler raises, and the order in which these are looked at.
 
-What it does not do: route parameters, other triggers than HTTP, async handlers, host.json, tracing, a second process.
-The server is the standard library's: werkzeug's, which the package holds, closes the connection after each answer.
+The variables that it reads:
+    FERRY_FUNCTION_KEY                  a key for functions of level FUNCTION; without any key none is asked for, as in Core Tools
+    FERRY_MASTER_KEY                    a key for every function, the level ADMIN included
+    FUNCTIONS_REQUEST_BODY_SIZE_LIMIT   bytes of a body, 104857600 where it is not set or no number
+    AzureWebJobsDisableHomepage         "true" makes / an empty 204
+    PYTHON_THREADPOOL_THREAD_COUNT      threads that run the handlers, Python's default where it is not set
+
+Where it differs on purpose: a body over the limit is 413, as the server below Azure's host says; the host hides that behind a
+500 (azure-functions-host issue 10519), which would tell a client to try again.
+
+What it does not do: route parameters, other triggers than HTTP, async handlers, the rest of host.json, tracing, a second
+process. The server is the standard library's: werkzeug's, which the package holds, closes the connection after each answer.
 """
 
 import argparse
+import hmac
 import importlib
 import inspect
+import json
 import logging
 import os
 import re
@@ -33,11 +40,17 @@ from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
 
 MAX_BODY_BYTES = 104_857_600
 READ_SECONDS = 30
+FUNCTION_KEY = "FERRY_FUNCTION_KEY"
+MASTER_KEY = "FERRY_MASTER_KEY"
+BODY_LIMIT = "FUNCTIONS_REQUEST_BODY_SIZE_LIMIT"
+DISABLE_HOMEPAGE = "AzureWebJobsDisableHomepage"
 THREADS = "PYTHON_THREADPOOL_THREAD_COUNT"
+_PING = "/admin/host/ping"
+_HOMEPAGE = b"<!DOCTYPE html><title>Development host</title><p>This function app is up and running.</p>"
 _LOOPBACK = "127.0.0.1"
 _CHUNK_LINE_BYTES = 100
 
@@ -46,11 +59,15 @@ _log = logging.getLogger("functions_host")
 
 @dataclass(frozen=True)
 class HttpFunction:
-    """One function of the app: where it answers, and what is called with which arguments."""
+    """One function of the app: where it answers whom, and what is called with which arguments.
+
+    `path` is in lower case; no `methods` means all of them; `level` is ANONYMOUS, FUNCTION or ADMIN.
+    """
 
     name: str
     path: str
     methods: frozenset[str]
+    level: str
     handler: Callable[..., Any]
     request_parameter: str
     takes_context: bool
@@ -69,12 +86,35 @@ class HostError(Exception):
     """The package cannot be hosted; the message says why."""
 
 
-class _Refused(Exception):
-    """The body cannot be read: this status, an empty answer, and the end of the connection."""
+@dataclass(frozen=True)
+class Keys:
+    """The keys that the host knows; with none of them it asks for none."""
 
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
+    function: str | None
+    master: str | None
+
+    @classmethod
+    def take(cls) -> "Keys":
+        """From the environment and out of it: the package's code has no use for them."""
+        return cls(os.environ.pop(FUNCTION_KEY, "") or None, os.environ.pop(MASTER_KEY, "") or None)
+
+    def admit(self, presented: str, level: str) -> bool:
+        """Whether a caller with the key `presented` may call a function of this level."""
+        if level == "ANONYMOUS" or (self.function is None and self.master is None):
+            return True
+        return _same(presented, self.master) or (level == "FUNCTION" and _same(presented, self.function))
+
+
+def _same(presented: str, key: str | None) -> bool:
+    return key is not None and hmac.compare_digest(presented.encode(), key.encode())
+
+
+class _Malformed(Exception):
+    """Nobody knows where the body ends."""
+
+
+class _TooLarge(Exception):
+    """The body is over the limit, and not read to its end."""
 
 
 def main() -> int:
@@ -84,9 +124,10 @@ def main() -> int:
     parser.add_argument("--port", type=int, required=True, help=f"port on {_LOOPBACK}")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    keys = Keys.take()
     try:
         functions = load_functions(arguments.package.resolve())
-        server = _Server((_LOOPBACK, arguments.port), functions)
+        server = _Server((_LOOPBACK, arguments.port), functions, keys)
     except (HostError, OSError) as error:
         _log.critical("%s", error)
         return 1
@@ -94,7 +135,8 @@ def main() -> int:
         # A thread of its own, because shutdown() waits for the loop that this thread runs.
         signal.signal(number, lambda *_: threading.Thread(target=server.shutdown).start())
     for function in functions:
-        _log.info("%s: %s http://%s:%d%s", function.name, *sorted(function.methods), *server.address, function.path)
+        methods = ", ".join(sorted(function.methods)) or "every method"
+        _log.info("%s: %s http://%s:%d%s", function.name, methods, *server.address, function.path)
     server.serve_forever(poll_interval=0.1)
     server.server_close()
     server.pool.shutdown()
@@ -114,10 +156,17 @@ def load_functions(package: Path) -> list[HttpFunction]:
     apps = [value for value in vars(module).values() if isinstance(value, FunctionRegister)]
     if len(apps) != 1:
         raise HostError(f"function_app.py has {len(apps)} top-level FunctionApp objects; the worker takes exactly one")
-    return [_http_function(function) for function in apps[0].get_functions()]
+    prefix = _route_prefix(package / "host.json")
+    return [_http_function(function, prefix) for function in apps[0].get_functions()]
 
 
-def _http_function(function: Any) -> HttpFunction:
+def _route_prefix(host_json: Path) -> str:
+    """extensions.http.routePrefix of host.json without slashes around it, "api" where it says nothing."""
+    settings = json.loads(host_json.read_bytes()) if host_json.is_file() else {}
+    return str(settings.get("extensions", {}).get("http", {}).get("routePrefix", "api")).strip("/")
+
+
+def _http_function(function: Any, prefix: str) -> HttpFunction:
     name, handler = function.get_function_name(), function.get_user_function()
     trigger = function.get_trigger().get_dict_repr()
     route = trigger.get("route") or name
@@ -125,8 +174,9 @@ def _http_function(function: Any) -> HttpFunction:
         raise HostError(f"{name}: only HTTP triggers without route parameters are hosted here")
     return HttpFunction(
         name=name,
-        path=f"/api/{route}",
-        methods=frozenset(str(method) for method in trigger["methods"]),
+        path="/" + "/".join(part for part in (prefix, route.strip("/")) if part).lower(),
+        methods=frozenset(str(method) for method in trigger.get("methods") or ()),
+        level=str(trigger["authLevel"]),
         handler=handler,
         request_parameter=trigger["name"],
         takes_context="context" in inspect.signature(handler).parameters,
@@ -156,10 +206,12 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True  # idle connections do not keep the process alive
     request_queue_size = 128
 
-    def __init__(self, address: tuple[str, int], functions: list[HttpFunction]) -> None:
+    def __init__(self, address: tuple[str, int], functions: list[HttpFunction], keys: Keys) -> None:
         super().__init__(address, _Handler)
         self.address = address
         self.functions = functions
+        self.keys = keys
+        self.body_limit = _body_limit()
         self.pool = ThreadPoolExecutor(int(os.environ.get(THREADS, "0")) or None, thread_name_prefix="function")
 
 
@@ -172,45 +224,79 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1
     disable_nagle_algorithm = True
 
+    def __getattr__(self, name: str) -> Any:
+        """http.server asks for do_GET and the like; here one method serves them all, also those that nobody heard of."""
+        if name.startswith("do_"):
+            return self._serve
+        raise AttributeError(name)
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Without the query: it may hold a key."""
+        _log.info("%s %s %s", self.command, urlsplit(self.path).path, code)
+
     def _serve(self) -> None:
+        """Route, then key, then body: a caller without the right to call a function learns nothing about its limits."""
         try:
             body = self._read_body()
-        except _Refused as refusal:
-            self.close_connection = True
-            self._write(Answer(refusal.status, {}, b""))
+        except _Malformed:
+            self._refuse(400)
             return
-        function = self._function()
+        except _TooLarge:
+            body = None
+        path = unquote(urlsplit(self.path).path).lower()
+        function = self._function(path.rstrip("/") or "/")
         if function is None:
-            self._write(Answer(404, {}, b""))
-            return
-        # The answer is written in the pool too, so that the pool's end means that everything accepted was answered.
-        self.server.pool.submit(lambda: self._write(self._invoke(function, body))).result()
+            self._write(self._host_answer(path), closing=body is None)
+        elif not self.server.keys.admit(self._presented_key(), function.level):
+            self._write(Answer(401, {}, b""), closing=body is None)
+        elif body is None:
+            _log.error("%s: the body is over %d bytes", function.name, self.server.body_limit)
+            self._refuse(413)
+        else:
+            # Written in the pool too, so that the pool's end means that everything accepted was answered.
+            self.server.pool.submit(lambda: self._write(self._invoke(function, body))).result()
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = _serve  # noqa: N815 (http.server's)
+    def _refuse(self, status: int) -> None:
+        self._write(Answer(status, {}, b""), closing=True)
 
-    def _function(self) -> HttpFunction | None:
-        path = unquote(urlsplit(self.path).path)
+    def _function(self, path: str) -> HttpFunction | None:
         for function in self.server.functions:
-            if function.path == path and self.command in function.methods:
+            if function.path == path and (not function.methods or self.command in function.methods):
                 return function
         return None
+
+    def _host_answer(self, path: str) -> Answer:
+        """What the host itself says where no function answers."""
+        if path == _PING and self.command in ("GET", "POST"):
+            return Answer(200, {}, b"")
+        if path != "/":
+            return Answer(404, {}, b"")
+        if os.environ.get(DISABLE_HOMEPAGE, "").lower() == "true":
+            return Answer(204, {}, b"")
+        return Answer(200, {"content-type": "text/html"}, _HOMEPAGE)
+
+    def _presented_key(self) -> str:
+        """The header, even an empty one, comes before the query."""
+        header = self.headers.get("x-functions-key")
+        query = parse_qs(urlsplit(self.path).query)
+        return header if header is not None else query.get("code", [""])[0]
 
     def _read_body(self) -> bytes:
         lengths = set(self.headers.get_all("content-length", ["0"]))
         encoding = self.headers.get("transfer-encoding")
         if encoding is not None:
             if "content-length" in self.headers or encoding.strip().lower() != "chunked":
-                raise _Refused(400)
+                raise _Malformed
             return b"".join(self._chunks())
         length = lengths.pop()
         if lengths or not (length.isascii() and length.isdigit()):
-            raise _Refused(400)
-        return self._read(_within_limit(int(length[:18])))
+            raise _Malformed
+        return self._read(self._within_limit(int(length[:18])))
 
     def _chunks(self) -> list[bytes]:
         chunks, size = [], 0
         while length := self._chunk_length():
-            size = _within_limit(size + length)
+            size = self._within_limit(size + length)
             chunks.append(self._read(length))
             self._line()
         while self._line():  # trailers
@@ -220,20 +306,25 @@ class _Handler(BaseHTTPRequestHandler):
     def _chunk_length(self) -> int:
         digits = self._line().partition(b";")[0].strip()
         if not re.fullmatch(rb"[0-9a-fA-F]{1,15}", digits):
-            raise _Refused(400)
+            raise _Malformed
         return int(digits, 16)
 
     def _line(self) -> bytes:
         line = self.rfile.readline(_CHUNK_LINE_BYTES)
         if not line.endswith(b"\n"):
-            raise _Refused(400)
+            raise _Malformed
         return line.strip()
 
     def _read(self, size: int) -> bytes:
         body = self.rfile.read(size)
         if len(body) != size:
-            raise _Refused(400)
+            raise _Malformed
         return body
+
+    def _within_limit(self, size: int) -> int:
+        if size > self.server.body_limit:
+            raise _TooLarge
+        return size
 
     def _invoke(self, function: HttpFunction, body: bytes) -> Answer:
         from azure.functions.http import HttpRequest, HttpResponseConverter
@@ -257,11 +348,13 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name: datum.value for name, datum in answer["headers"].items()}
         return Answer(int(answer["status_code"].value), headers, answer["body"].value)
 
-    def _write(self, answer: Answer) -> None:
+    def _write(self, answer: Answer, *, closing: bool = False) -> None:
+        self.close_connection = self.close_connection or closing
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
-        self.send_header("content-length", str(len(answer.body)))
+        if answer.status != 204:
+            self.send_header("content-length", str(len(answer.body)))
         if self.close_connection:
             self.send_header("connection", "close")
         self.end_headers()
@@ -270,10 +363,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
 
-def _within_limit(size: int) -> int:
-    if size > MAX_BODY_BYTES:
-        raise _Refused(413)
-    return size
+def _body_limit() -> int:
+    try:
+        return int(os.environ.get(BODY_LIMIT, ""))
+    except ValueError:
+        return MAX_BODY_BYTES
 
 
 if __name__ == "__main__":

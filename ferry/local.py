@@ -23,6 +23,7 @@ from ferry import aws, processes
 from ferry.console import Report
 from ferry.errors import FerryError, Refused
 from ferry.files import write_atomically
+from ferry.functions_host import FUNCTION_KEY
 from infra.release import Release
 from infra.settings import ROOT, LocalSettings, Settings
 from model_code import environment
@@ -89,7 +90,11 @@ def down(settings: Settings, report: Report) -> None:
 
 
 def status(settings: Settings) -> dict[str, Any]:
-    """What runs: URLs of the emulator and of the doors (null where one does not answer), release id, pids."""
+    """What runs: URLs of the emulator and of the doors (null where one does not answer), release id, pids.
+
+    A door's URL takes a POST as it is: where `local.function_key` is set, the Function's holds it, as Azure's own do.
+    """
+    local = aws.local_settings(settings)
     services = {name: _service(settings, name) for name in SERVICES}
     found = {name: processes.find(_mark(settings, name)) for name in SERVICES}
     running = {name: bool(found[name]) and _answers(service.health) for name, service in services.items()}
@@ -97,6 +102,8 @@ def status(settings: Settings) -> dict[str, Any]:
         "sagemaker": f"http://{_LOOPBACK}:{services['sagemaker'].port}/invocations",
         "azure": f"http://{_LOOPBACK}:{services['azure'].port}/api/classify",
     }
+    if local.function_key is not None:
+        urls["azure"] += f"?code={local.function_key}"
     return {
         "environment": settings.environment,
         "release_id": next((_released(services[door].health) for door in urls if running[door]), None),
@@ -144,8 +151,11 @@ def _container(settings: Settings, local: LocalSettings) -> _Launch:
 
 
 def _function(settings: Settings, local: LocalSettings) -> _Launch:
-    """The Function from its own package, in Azure's Core Tools where they are installed, else in our development host."""
-    from ferry.package import build_package
+    """The Function from its own package, in Azure's Core Tools where they are installed, else in our development host.
+
+    In our host also where a key is wanted: Core Tools ask for none, or for one that they made themselves.
+    """
+    from ferry.package import SITE_PACKAGES, build_package
     from ferry.release import current_release
 
     release, _ = current_release(settings)
@@ -156,18 +166,26 @@ def _function(settings: Settings, local: LocalSettings) -> _Launch:
     shutil.rmtree(folder, ignore_errors=True)
     with zipfile.ZipFile(package) as archive:
         archive.extractall(folder)  # our own build, just made
-    variables = _clean_environment() | _pins(release)
-    tools = _core_tools()
+    variables = _clean_environment() | {environment.RELEASE_ID: release.release_id}
+    tools = _core_tools() if local.function_key is None else None
     if tools:
-        variables |= {"FUNCTIONS_WORKER_RUNTIME": "python", "AzureWebJobsStorage": ""}
+        variables |= {
+            "FUNCTIONS_WORKER_RUNTIME": "python",
+            "AzureWebJobsStorage": "",
+            # Core Tools take the first Python on the PATH, and only on Azure the libraries inside the package.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}",
+            "PYTHONPATH": str(folder / SITE_PACKAGES),
+        }
         return _Launch([tools, "start", "--address", _LOOPBACK, "--port", str(local.azure_port)], variables, folder)
+    if local.function_key is not None:
+        variables[FUNCTION_KEY] = local.function_key
     host = [sys.executable, "-I", "-S", str(ROOT / "ferry" / "functions_host.py")]
     return _Launch([*host, "--package", str(folder), "--port", str(local.azure_port)], variables, folder)
 
 
 def _core_tools() -> str | None:
-    """Azure's `func`, where it can be told to listen on loopback only: before July 2026 it opened every interface, without
-    asking for keys."""
+    """Azure's `func`, where it can be told to listen on loopback only: before 4.13.0 (July 2026) it opened every interface,
+    without asking for keys."""
     tools = shutil.which("func")
     if tools is None:
         return None
@@ -176,7 +194,7 @@ def _core_tools() -> str | None:
 
 
 def _pins(release: Release) -> dict[str, str]:
-    """The two variables that the stacks set on the SageMaker model and on the Function App."""
+    """The two variables that the stack sets on the SageMaker model."""
     return {environment.RELEASE_ID: release.release_id, environment.MODEL_JSON_SHA256: release.model_json.sha256}
 
 

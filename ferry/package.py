@@ -8,6 +8,7 @@ import hashlib
 import io
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -43,14 +44,18 @@ class PackageError(FerryError):
 
 @dataclass(frozen=True)
 class PackageReport:
-    """What was built. `bytecode` and `self_tested` are False where the building Python is not `python_version`."""
+    """What was built. `bytecode` is False where this machine has no Python of `python_version`.
+
+    `tested_with` is the Python that ran the self-test: the package itself where it is `python_version`, else the same files
+    beside the same versions of the wheels for that Python. None where this machine can run neither.
+    """
 
     path: Path
     sha256: str
     size: int
     python_version: str
     bytecode: bool
-    self_tested: bool
+    tested_with: str | None
     files: int
 
 
@@ -83,33 +88,57 @@ def _build(release_dir: Path, output: Path, python_version: str, cache: Path, re
     files = _own_files() | _release_files(release, members) | _wheel_files(pins, python_version, cache)
     report(f"packed    {release.release_id}, {', '.join(f'{name} {version}' for name, version in pins.items())}")
 
-    same_python = python_version == f"{sys.version_info.major}.{sys.version_info.minor}"
-    if same_python:
-        files |= _bytecode(files)
+    interpreter = _interpreter(python_version)
+    if interpreter:
+        files |= _bytecode(files, interpreter)
     else:
         report(
-            f"no bytecode: this is Python {platform.python_version()}, the package is for {python_version}; every cold "
-            f"start compiles its sources. Build with Python {python_version} to ship it"
+            f"no bytecode: there is no Python {python_version} on this machine; every cold start compiles the sources. "
+            f"With a python{python_version} on the PATH the package ships it"
         )
     content = _zip(files)
     _check_size(content, output)
 
-    self_tested = same_python and platform.machine() == "x86_64"
-    if self_tested:
-        _self_test(content, release)
-        report("tested    the golden inputs get their labels in a process that can import nothing but the package")
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        tested_with = None
+        report("not tested: only Linux on x86-64 can run this package")
     else:
-        report(f"not tested: only Python {python_version} on Linux x86-64 can run this package")
+        tested_with = python_version if interpreter else f"{sys.version_info.major}.{sys.version_info.minor}"
+        if not interpreter:
+            files = _own_files() | _release_files(release, members)
+            files |= _wheel_files(read_pins(_REQUIREMENTS, tested_with), tested_with, cache)
+        _self_test(files, release, interpreter or sys.executable)
+        report(_tested(python_version, tested_with))
     write_atomically(output, content)
     return PackageReport(
         path=output,
         sha256=hashlib.sha256(content).hexdigest(),
         size=len(content),
         python_version=python_version,
-        bytecode=same_python,
-        self_tested=self_tested,
+        bytecode=interpreter is not None,
+        tested_with=tested_with,
         files=len(files),
     )
+
+
+def _interpreter(python_version: str) -> str | None:
+    """A Python of that version on this machine: this one, or the one of that name on the PATH, if it runs."""
+    script = "import sys; print('{}.{}'.format(*sys.version_info))"
+    for candidate in (sys.executable, shutil.which(f"python{python_version}")):
+        if candidate is None:
+            continue
+        # A name on the PATH may be a version manager's, which runs only where that version is chosen.
+        answer = subprocess.run([candidate, "-I", "-S", "-c", script], capture_output=True, text=True, check=False)
+        if answer.returncode == 0 and answer.stdout.strip() == python_version:
+            return candidate
+    return None
+
+
+def _tested(python_version: str, tested_with: str) -> str:
+    what = "the golden inputs get their labels in a process that can import nothing but the package"
+    if tested_with == python_version:
+        return f"tested    {what}"
+    return f"tested    {what}, with the same versions for Python {tested_with}: {python_version} is not on this machine"
 
 
 def _read_release(release_dir: Path) -> tuple[Release, dict[str, bytes]]:
@@ -149,8 +178,8 @@ def _wheel_files(pins: Mapping[str, str], python_version: str, cache: Path) -> d
     return files
 
 
-def _bytecode(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """A .pyc for each .py of `files`, compiled by this Python.
+def _bytecode(files: Mapping[str, bytes], interpreter: str) -> dict[str, bytes]:
+    """A .pyc for each .py of `files`, compiled by `interpreter`.
 
     Unchecked: the host mounts the package read-only, and a zip has no times that a check could trust. A fresh process with
     a fixed hash seed, because the order of a set and the sharing of strings show in the bytes; not -I, which would ignore
@@ -159,7 +188,7 @@ def _bytecode(files: Mapping[str, bytes]) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory(prefix="ferry-package-") as folder:
         root = Path(folder)
         _write_tree(root, {name: content for name, content in files.items() if name.endswith(".py")})
-        command = [sys.executable, "-P", "-s", "-S", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
+        command = [interpreter, "-P", "-s", "-S", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
         command += ["-s", folder, "-p", _MOUNT, folder]
         finished = subprocess.run(
             command, env={"PYTHONHASHSEED": "0"}, capture_output=True, text=True, check=False, cwd=folder
@@ -193,19 +222,15 @@ def _check_size(content: bytes, output: Path) -> None:
     )
 
 
-def _self_test(content: bytes, release: Release) -> None:
-    """Answer a golden request from the unpacked package in a process that can import nothing else."""
+def _self_test(files: Mapping[str, bytes], release: Release, interpreter: str) -> None:
+    """Answer a golden request from the package's files, in a process that can import nothing else and is told what Azure
+    tells it: the release id."""
     with tempfile.TemporaryDirectory(prefix="ferry-package-") as folder:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            _write_tree(Path(folder), {name: archive.read(name) for name in archive.namelist()})
-        variables = {
-            environment.RELEASE_ID: release.release_id,
-            environment.MODEL_JSON_SHA256: release.model_json.sha256,
-        }
+        _write_tree(Path(folder), files)
         try:
             finished = subprocess.run(
-                [sys.executable, "-I", "-S", "-B", str(_PROBE), folder],
-                env=variables,
+                [interpreter, "-I", "-S", "-B", str(_PROBE), folder],
+                env={environment.RELEASE_ID: release.release_id},
                 capture_output=True,
                 text=True,
                 timeout=_PROBE_SECONDS,

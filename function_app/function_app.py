@@ -1,53 +1,160 @@
-"""The Azure Function: POST /api/classify and GET /api/health, in front of the same core as the SageMaker container."""
+"""The Azure Function: POST /api/classify and GET /api/health, in front of the same core as the SageMaker container.
 
+It logs one JSON object for the load of the model and one for each request, and never a body, a key or a header. Records go
+through `logging` in the thread that runs the handler: the worker knows by the thread which invocation a record belongs to.
+"""
+
+# ruff: noqa: E402 (what makes a cold start short has to come before the imports that it makes short)
+
+import gc
+import json
 import logging
 import os
+import time
+import traceback
 from pathlib import Path
+
+from model_code import environment
+
+# Both were measured with bench/cold_start.py. ONNX Runtime computes here, and never numpy's own threads.
+os.environ.setdefault(environment.BLAS_THREADS, "1")
+# What imports make stays: to look for garbage in between finds nothing, again and again.
+gc.disable()
 
 import azure.functions as func
 
-from model_code import environment
+from model_code.inference import errors
 from model_code.inference.contract import Request, Response
 from model_code.inference.predictor import Predictor
+from model_code.inference.respond import error_response, respond
 from model_code.inference.respond import health as health_of
-from model_code.inference.respond import respond
+
+_PACKAGED = Path(__file__).resolve().parent / "release"
+# One inference takes one thread: several requests share the one or two cores of an instance.
+_INFERENCE_THREADS = 1
+# The names of the worker's own loggers begin with "azure"; records of those do not reach the app's owner.
+_log = logging.getLogger("modelferry.function")
 
 
-def _load() -> Predictor | None:
-    """The packaged model, or None after the reason went to the log: the app then answers 503 and says so to its probes."""
-    packaged = Path(__file__).resolve().parent / "release"
+def _load() -> tuple[Predictor | None, str | None]:
+    """The model, verified and warm; or None and the code of the error whose reason is in the log."""
+    started = time.monotonic()
+    declared = os.environ.get(environment.RELEASE_ID)
+    directory = Path(os.environ.get(environment.MODEL_DIR) or _PACKAGED)
     try:
-        return Predictor.load(
-            Path(os.environ.get(environment.MODEL_DIR) or packaged),
-            release_id=os.environ.get(environment.RELEASE_ID),
-            model_json_sha256=os.environ.get(environment.MODEL_JSON_SHA256),
+        predictor = Predictor.load(
+            directory,
+            threads=_INFERENCE_THREADS,
+            release_id=declared,
+            model_json_sha256=_released_model_json(directory),
         )
-    except Exception:
-        logging.exception("the model cannot be served")
-        return None
+    except Exception as error:
+        code = error.code if isinstance(error, errors.InferenceError) else errors.InferenceError.code
+        _write(
+            logging.ERROR,
+            event="load",
+            release_id=declared,
+            code=code,
+            message=f"the model cannot be served: {error}",
+            traceback=traceback.format_exc(),
+        )
+        return None, code
+    _write(
+        logging.INFO,
+        event="load",
+        release_id=predictor.release_id,
+        milliseconds=_milliseconds_since(started),
+        inference_threads=_INFERENCE_THREADS,
+        worker_threads=os.environ.get(environment.WORKER_THREADS),
+    )
+    return predictor, None
 
 
-# At module level, because Azure's worker imports this module before it takes requests: none of them waits for the model.
-_predictor = _load()
+def _released_model_json(directory: Path) -> str | None:
+    """sha256 that model.json must have: what the release.json beside it says, else the variable, else None."""
+    try:
+        release = json.loads((directory / environment.RELEASE_FILE).read_bytes())
+    except FileNotFoundError:
+        return os.environ.get(environment.MODEL_JSON_SHA256)
+    return str(release["model_json"]["sha256"])
+
+
+def _auth_level() -> func.AuthLevel:
+    """The level of `classify`: a key, unless somebody else checks the caller or nobody is meant to.
+
+    With Entra the platform checks tokens before the host sees a request. Flex Consumption did not do so at first: where the
+    platform does not say that it does, and for a value that nobody knows, callers need a key.
+    """
+    authorization = os.environ.get(environment.AUTHORIZATION) or "function-key"
+    if authorization == "anonymous":
+        return func.AuthLevel.ANONYMOUS
+    platform = os.environ.get(environment.PLATFORM_AUTHENTICATION, "")
+    if authorization == "entra" and platform.lower() == "true":
+        return func.AuthLevel.ANONYMOUS
+    if authorization != "function-key":
+        reason = f"{environment.PLATFORM_AUTHENTICATION} is {platform!r}; it has to be 'True'"
+        if authorization not in environment.AUTHORIZATIONS:
+            reason = f"allowed: {', '.join(environment.AUTHORIZATIONS)}"
+        _write(
+            logging.ERROR,
+            event="authorization",
+            message=f"{environment.AUTHORIZATION} is {authorization!r}: {reason}. /api/classify asks for a function key",
+        )
+    return func.AuthLevel.FUNCTION
+
+
+def _write(level: int, **fields: object) -> None:
+    _log.log(level, "%s", json.dumps(fields))
+
+
+def _milliseconds_since(started: float) -> float:
+    return round((time.monotonic() - started) * 1000, 3)
+
+
+# At module level, because Azure's worker imports this module before it takes requests: the first of them finds the model
+# loaded and warm, as loading ends with a golden inference.
+_predictor, _load_error = _load()
+# Everything so far is here to stay, so that a collection during a request need not look at it.
+gc.freeze()
+gc.enable()
 
 # The worker wants exactly one such object in this module.
-app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
+app = func.FunctionApp(http_auth_level=_auth_level())
 
 
 # Neither handler is async: the worker runs these in its threads, an async one would run on its event loop and stop it.
 @app.route(route="classify", methods=["POST"])
 def classify(req: func.HttpRequest, context: func.Context) -> func.HttpResponse:
-    """Classify a batch; what goes in and out is the core's contract."""
+    """Classify a batch; what goes in and out, its limits and its deadline are the core's contract."""
+    arrived = time.monotonic()
     headers = req.headers
-    request = Request(req.get_body(), headers.get("content-type"), headers.get("accept"), context.invocation_id)
-    return _to_azure(respond(_predictor, request))
+    content_type, accept = headers.get("content-type"), headers.get("accept")
+    request = Request(req.get_body(), content_type, accept, context.invocation_id, arrived)
+    return _answer("classify", respond(_predictor, request), context.invocation_id, arrived)
 
 
 @app.route(route="health", methods=["GET"], auth_level=func.AuthLevel.ANONYMOUS)
 def health(req: func.HttpRequest, context: func.Context) -> func.HttpResponse:
-    """Which release answers here, for probes without a key."""
-    return _to_azure(health_of(_predictor, context.invocation_id))
+    """Which release answers here, for probes without a key; 503 with the error's code where no model could be loaded."""
+    arrived = time.monotonic()
+    if _predictor is None:
+        reason = errors.NotReady(f"no model is loaded: {_load_error}; the log has the reason")
+        response = error_response(reason, context.invocation_id)
+    else:
+        response = health_of(_predictor, context.invocation_id)
+    return _answer("health", response, context.invocation_id, arrived)
 
 
-def _to_azure(response: Response) -> func.HttpResponse:
+def _answer(function: str, response: Response, invocation_id: str, arrived: float) -> func.HttpResponse:
+    """Log the request and hand the core's answer to the worker."""
+    _write(
+        logging.ERROR if response.status >= 500 else logging.INFO,
+        event="request",
+        function=function,
+        invocation_id=invocation_id,
+        release_id=_predictor.release_id if _predictor else None,
+        status=response.status,
+        code=json.loads(response.body)["error"]["code"] if response.status >= 400 else None,
+        milliseconds=_milliseconds_since(arrived),
+    )
     return func.HttpResponse(response.body, status_code=response.status, headers=response.headers)

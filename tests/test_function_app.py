@@ -1,16 +1,16 @@
-"""The Azure Function: its handlers with real request objects, and the development host with real processes."""
+"""The Azure Function: its handlers with real request objects, what it logs, and who it lets in."""
 
 import functools
-import http.client
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import logging
-import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import closing
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,8 +23,8 @@ from azure.functions.http import HttpRequest
 from ferry.wheels import read_pins
 from infra.settings import ROOT
 from model_code import environment
+from model_code.inference.contract import MAX_BODY_BYTES
 from tests import serving_models
-from tests.serving_processes import LOOPBACK, Server, build_package, functions_host
 
 SOURCE = ROOT / "function_app" / "function_app.py"
 IMAGES = np.random.default_rng(0).normal(size=(2, 1, 28, 28)).astype(np.float32)
@@ -54,17 +54,25 @@ def import_app(source: Path = SOURCE) -> ModuleType:
 
 
 def call(module: ModuleType, name: str, body: bytes | str = b"", **headers: str) -> func.HttpResponse:
-    request = HttpRequest(
+    answer: func.HttpResponse = getattr(module, name)(req=request(HttpRequest, body, **headers), context=Invocation())
+    return answer
+
+
+def request(kind: type[HttpRequest], body: bytes | str, **headers: str) -> HttpRequest:
+    return kind(
         method="POST",
-        url=f"https://example.com/api/{name}",
+        url="https://example.com/api/classify",
         headers={header.replace("_", "-"): value for header, value in headers.items()},
         params={},
         route_params={},
         body_type="bytes",
         body=body,
     )
-    answer: func.HttpResponse = getattr(module, name)(req=request, context=Invocation())
-    return answer
+
+
+@pytest.fixture(autouse=True)
+def _variable_that_the_function_sets_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(environment.BLAS_THREADS, "1")
 
 
 @pytest.fixture
@@ -72,9 +80,6 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     serving_models.write_model(tmp_path)
     monkeypatch.setenv(environment.MODEL_DIR, str(tmp_path))
     return import_app()
-
-
-# The handlers
 
 
 def test_classify_answers_with_the_release_id(app: ModuleType) -> None:
@@ -136,29 +141,239 @@ def test_without_a_setting_the_model_is_the_release_beside_the_module(tmp_path: 
     assert call(import_app(tmp_path / "function_app.py"), "health").status_code == 200
 
 
+def logged(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, Any]]:
+    """The lines of the function's own log about one kind of event."""
+    lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "modelferry.function"]
+    return [line for line in lines if line["event"] == event]
+
+
+# Loading
+
+
 @pytest.mark.parametrize(
-    "variables",
+    ("variables", "code"),
     [
-        {environment.MODEL_DIR: "nowhere"},
-        {environment.RELEASE_ID: "mnist-000000000000"},
-        {environment.MODEL_JSON_SHA256: "0" * 64},
+        ({environment.MODEL_DIR: "nowhere"}, "MODEL_INVALID"),
+        ({environment.RELEASE_ID: "mnist-000000000000"}, "DIGEST_MISMATCH"),
+        ({environment.MODEL_JSON_SHA256: "0" * 64}, "DIGEST_MISMATCH"),
     ],
     ids=["missing", "another-release", "another-description"],
 )
 def test_a_model_that_cannot_be_served_is_logged_and_every_answer_is_503(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variables: dict[str, str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    variables: dict[str, str],
+    code: str,
 ) -> None:
     serving_models.write_model(tmp_path)
     for name, value in ({environment.MODEL_DIR: str(tmp_path)} | variables).items():
         monkeypatch.setenv(name, value)
     module = import_app()
-    assert "the model cannot be served" in caplog.text
-    assert [record.exc_info is not None for record in caplog.records if record.levelno == logging.ERROR] == [True]
+    (line,) = logged(caplog, "load")
+    assert (line["code"], line["release_id"]) == (code, variables.get(environment.RELEASE_ID))
+    assert line["message"].startswith("the model cannot be served: ")
+    assert "Predictor.load" in line["traceback"]
     for name in ("classify", "health"):
         response = call(module, name, BODY)
         assert response.status_code == 503
         assert json.loads(response.get_body())["error"]["code"] == "NOT_READY"
         assert str(tmp_path).encode() not in response.get_body()
+    assert code in json.loads(call(module, "health").get_body())["error"]["message"]
+
+
+@pytest.mark.parametrize(("digest", "status"), [(None, 200), ("0" * 64, 503)])
+def test_the_release_beside_the_model_says_which_description_is_the_right_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digest: str | None, status: int
+) -> None:
+    serving_models.write_model(tmp_path)
+    found = hashlib.sha256((tmp_path / "model.json").read_bytes()).hexdigest()
+    (tmp_path / "release.json").write_text(json.dumps({"model_json": {"sha256": digest or found}}))
+    monkeypatch.setenv(environment.MODEL_DIR, str(tmp_path))
+    assert call(import_app(), "health").status_code == status
+
+
+def test_a_release_that_cannot_be_read_is_a_model_that_cannot_be_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    serving_models.write_model(tmp_path)
+    (tmp_path / "release.json").write_text("{}")
+    monkeypatch.setenv(environment.MODEL_DIR, str(tmp_path))
+    assert call(import_app(), "health").status_code == 503
+    assert "model_json" in logged(caplog, "load")[0]["traceback"]
+
+
+def test_the_load_of_a_model_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    serving_models.write_model(tmp_path)
+    monkeypatch.setenv(environment.MODEL_DIR, str(tmp_path))
+    monkeypatch.setenv(environment.WORKER_THREADS, "2")
+    caplog.set_level(logging.INFO)
+    module = import_app()
+    (line,) = logged(caplog, "load")
+    assert line.pop("milliseconds") > 0
+    assert line == {
+        "event": "load",
+        "release_id": call(module, "health").headers["x-release-id"],
+        "inference_threads": 1,
+        "worker_threads": "2",
+    }
+
+
+def test_the_function_itself_brings_no_library_but_those_of_the_core() -> None:
+    script = (
+        "import sys, azure.functions, numpy, onnxruntime, simdjson\n"
+        "def libraries(): return {name.split('.')[0] for name in sys.modules}\n"
+        "before = libraries()\n"
+        "import function_app.function_app\n"
+        "print(*libraries() - before)"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, env={}
+    )
+    assert set(finished.stdout.split()) - set(sys.stdlib_module_names) == {"function_app", "model_code"}
+
+
+def test_a_cold_start_sets_no_thread_of_numpy_to_work_and_leaves_the_garbage_collector_on() -> None:
+    script = (
+        "import gc, os, function_app.function_app; print(gc.isenabled(), gc.get_freeze_count() > 0, dict(os.environ))"
+    )
+    finished = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True, env={})
+    assert finished.stdout.startswith(b"True True ")
+    assert b"'OPENBLAS_NUM_THREADS': '1'" in finished.stdout
+
+
+# Limits
+
+
+def test_a_body_over_the_limit_of_the_core_is_413(app: ModuleType) -> None:
+    response = call(app, "classify", b" " * (MAX_BODY_BYTES + 1))
+    assert (response.status_code, json.loads(response.get_body())["error"]["code"]) == (413, "BODY_TOO_LARGE")
+
+
+def test_the_deadline_counts_from_the_arrival_of_a_request(app: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    class SlowBody(HttpRequest):
+        def get_body(self) -> bytes:
+            time.sleep(0.02)
+            return BODY
+
+    monkeypatch.setattr(app, "respond", functools.partial(app.respond, seconds=0.01))
+    response = app.classify(req=request(SlowBody, b""), context=Invocation())
+    assert (response.status_code, json.loads(response.get_body())["error"]["code"]) == (504, "DEADLINE_EXCEEDED")
+
+
+# Who may call
+
+
+@pytest.mark.parametrize(
+    ("authorization", "platform", "level"),
+    [
+        (None, None, "FUNCTION"),
+        ("", None, "FUNCTION"),
+        ("function-key", None, "FUNCTION"),
+        ("function-key", "True", "FUNCTION"),
+        ("anonymous", None, "ANONYMOUS"),
+        ("entra", "True", "ANONYMOUS"),
+        ("entra", "true", "ANONYMOUS"),
+        ("entra", None, "FUNCTION"),
+        ("entra", "False", "FUNCTION"),
+        ("entra", "1", "FUNCTION"),
+        ("Anonymous", None, "FUNCTION"),
+        ("internal", "True", "FUNCTION"),
+    ],
+)
+def test_classify_is_open_only_where_the_settings_and_the_platform_say_so(
+    app: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    authorization: str | None,
+    platform: str | None,
+    level: str,
+) -> None:
+    for name, value in [(environment.AUTHORIZATION, authorization), (environment.PLATFORM_AUTHENTICATION, platform)]:
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    caplog.clear()
+    triggers = {each.get_function_name(): each.get_trigger() for each in import_app().app.get_functions()}
+    assert {name: str(trigger.auth_level) for name, trigger in triggers.items()} == {
+        "classify": level,
+        "health": "ANONYMOUS",
+    }
+    wanted = authorization in (None, "", "function-key")
+    lines = logged(caplog, "authorization")
+    assert len(lines) == (0 if wanted or level == "ANONYMOUS" else 1)
+    for line in lines:
+        assert repr(authorization) in line["message"]
+
+
+# What is logged
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "code", "level"),
+    [
+        (BODY, {}, 200, None, logging.INFO),
+        (b"{", {}, 400, "BAD_JSON", logging.INFO),
+        (BODY, {"content_type": "text/xml"}, 415, "UNSUPPORTED_MEDIA_TYPE", logging.INFO),
+    ],
+)
+def test_each_request_is_one_line_with_its_invocation_its_release_and_its_outcome(
+    app: ModuleType,
+    caplog: pytest.LogCaptureFixture,
+    body: bytes,
+    headers: dict[str, str],
+    status: int,
+    code: str | None,
+    level: int,
+) -> None:
+    caplog.set_level(logging.INFO)
+    release_id = call(app, "health").headers["x-release-id"]
+    caplog.clear()
+    call(app, "classify", body, **headers)
+    assert [record.levelno for record in caplog.records] == [level]
+    (line,) = logged(caplog, "request")
+    assert line.pop("milliseconds") > 0
+    assert line == {
+        "event": "request",
+        "function": "classify",
+        "invocation_id": "invocation-1",
+        "release_id": release_id,
+        "status": status,
+        "code": code,
+    }
+
+
+def test_a_request_that_fails_on_our_side_is_logged_as_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(environment.MODEL_DIR, str(tmp_path))
+    module = import_app()
+    caplog.clear()
+    call(module, "classify", BODY)
+    (line,) = logged(caplog, "request")
+    assert (line["status"], line["code"], line["release_id"]) == (503, "NOT_READY", None)
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
+def test_a_line_is_written_by_the_thread_of_the_handler_by_which_the_worker_knows_the_invocation(
+    app: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with ThreadPoolExecutor(1, thread_name_prefix="handler") as pool:
+        pool.submit(call, app, "classify", BODY).result()
+    assert {record.threadName for record in caplog.records} == {"handler_0"}
+
+
+def test_neither_bodies_nor_headers_are_logged(app: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    for body in (b'{"data": "BODYMARK"}', b"BODYMARK", BODY):
+        call(app, "classify", body, x_functions_key="KEYMARK", authorization="KEYMARK", accept="text/plain;KEYMARK")
+    assert logged(caplog, "request")
+    assert "MARK" not in caplog.text
+
+
+# What is deployed
 
 
 def test_host_json_keeps_the_route_and_a_limit_below_the_load_balancers() -> None:
@@ -172,90 +387,3 @@ def test_host_json_keeps_the_route_and_a_limit_below_the_load_balancers() -> Non
 def test_what_is_deployed_is_what_is_tested(path: str) -> None:
     pins = read_pins(ROOT / path, f"{sys.version_info.major}.{sys.version_info.minor}")
     assert {name: importlib.metadata.version(name) for name in pins} == pins
-
-
-# The development host
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    package = build_package(tmp_path_factory.mktemp("package"))
-    serving_models.write_model(package / "release")
-    with functions_host(package) as running:
-        yield running
-
-
-def test_the_package_answers_with_nothing_but_its_own_libraries(host: Server) -> None:
-    reply = host.ask("POST", "/api/classify", BODY, {"Content-Type": "application/json"})
-    assert (reply.status, json.loads(reply.body)) == (200, ANSWER)
-
-
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [("GET", "/api/classify"), ("POST", "/api/health"), ("HEAD", "/api/health"), ("GET", "/"), ("POST", "/classify")],
-)
-def test_what_no_function_takes_is_an_empty_404(host: Server, method: str, path: str) -> None:
-    reply = host.ask(method, path)
-    assert (reply.status, reply.body) == (404, b"")
-
-
-def test_one_connection_serves_several_requests(host: Server) -> None:
-    with closing(http.client.HTTPConnection(LOOPBACK, host.port, timeout=10)) as connection:
-        for path, status in [("/api/health", 200), ("/none", 404), ("/api/health", 200)]:
-            connection.request("GET", path)
-            response = connection.getresponse()
-            response.read()
-            assert response.status == status
-
-
-@pytest.mark.parametrize("parts", [1, 3])
-def test_a_chunked_body_is_put_together(host: Server, parts: int) -> None:
-    step = -(-len(BODY) // parts)
-    with closing(http.client.HTTPConnection(LOOPBACK, host.port, timeout=10)) as connection:
-        chunks = (BODY[start : start + step] for start in range(0, len(BODY), step))
-        connection.request("POST", "/api/classify", chunks, encode_chunked=True)
-        assert json.loads(connection.getresponse().read()) == ANSWER
-
-
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        (b"Content-Length: 104857601", 413),
-        (b"Content-Length: 99999999999999999999", 413),
-        (b"Content-Length: -1", 400),
-        (b"Content-Length: 1\r\nContent-Length: 2", 400),
-        (b"Content-Length: 1\r\nTransfer-Encoding: chunked", 400),
-        (b"Transfer-Encoding: gzip", 400),
-        (b"Transfer-Encoding: chunked\r\n\r\n-5", 400),
-        (b"Transfer-Encoding: chunked\r\n\r\nFFFFFFFF", 413),
-    ],
-)
-def test_a_body_that_cannot_be_read_ends_the_connection(host: Server, headers: bytes, status: int) -> None:
-    reply = host.tell(b"POST /api/classify HTTP/1.1\r\nHost: test\r\n" + headers + b"\r\n\r\n")
-    assert reply.startswith(b"HTTP/1.1 %d" % status)
-    assert reply.endswith(b"\r\n\r\n")
-
-
-RAISING = """
-import azure.functions as func
-app = func.FunctionApp()
-@app.route(route="raise", methods=["GET"])
-def fails(req: func.HttpRequest) -> func.HttpResponse:
-    raise SystemExit("no envelope here") if "exit" in req.params else ZeroDivisionError
-"""
-
-
-def test_a_handler_that_raises_is_an_empty_500_and_the_host_goes_on(tmp_path: Path) -> None:
-    with functions_host(build_package(tmp_path, RAISING)) as host:
-        for path in ("/api/raise", "/api/raise?exit=1", "/api/raise"):
-            reply = host.ask("GET", path)
-            assert (reply.status, reply.body) == (500, b"")
-        host.process.send_signal(signal.SIGTERM)
-        assert host.process.wait(10) == 0
-        assert "ZeroDivisionError" in host.log.read_text()
-
-
-def test_a_package_with_two_function_apps_is_refused(tmp_path: Path) -> None:
-    package = build_package(tmp_path, RAISING + "\nother = func.FunctionApp()\n")
-    with pytest.raises(AssertionError, match="2 top-level FunctionApp"), functions_host(package):
-        pass

@@ -17,8 +17,10 @@ from ferry import package as package_module
 from ferry.errors import FerryError
 from ferry.package import SITE_PACKAGES, PackageReport, build_package
 from ferry.wheels import WheelError, fetch_wheels, read_pins, read_wheel
+from infra.azure.package import code_sha256
 from infra.release import FileDigest, Gate, Release, StoredArchive, release_id
 from infra.settings import ROOT
+from model_code import environment
 from tests.serving_models import write_artifact
 
 REQUIREMENTS = ROOT / "function_app" / "requirements.txt"
@@ -26,10 +28,10 @@ THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHER_PYTHON = "3.12" if THIS_PYTHON != "3.12" else "3.11"
 
 
-def write_release(folder: Path, *, extra_members: dict[str, bytes] | None = None) -> Release:
-    """A release of the tiny model in `folder`, as `ferry release` leaves it."""
+def write_release(folder: Path, *, seed: int = 0, extra_members: dict[str, bytes] | None = None) -> Release:
+    """A release of the tiny model of this seed in `folder`, as `ferry release` leaves it."""
     archive = folder / "model.tar.gz"
-    description = write_artifact(archive, extra_members=extra_members)
+    description = write_artifact(archive, seed=seed, extra_members=extra_members)
     raw = archive.read_bytes()
     release = Release(
         schema_version=1,
@@ -89,12 +91,9 @@ def unpacked(built: PackageReport, tmp_path: Path) -> Path:
 def probe(folder: Path) -> subprocess.CompletedProcess[str]:
     """The golden request, asked in a process that sees the standard library and `folder` only."""
     release = json.loads((folder / "release" / "release.json").read_bytes())
-    pins = {
-        "FERRY_RELEASE_ID": release["release_id"],
-        "FERRY_MODEL_JSON_SHA256": release["model_json"]["sha256"],
-    }
+    variables = {environment.RELEASE_ID: release["release_id"]}
     command = [sys.executable, "-I", "-S", "-B", str(ROOT / "ferry" / "package_probe.py"), str(folder)]
-    return subprocess.run(command, env=pins, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
 
 
 def test_our_files_are_exactly_the_allowed_ones(names: list[str]) -> None:
@@ -143,6 +142,13 @@ def test_the_same_inputs_give_the_same_bytes(built: PackageReport, release_dir: 
     assert again.sha256 == built.sha256
 
 
+def test_another_model_changes_the_package_and_not_the_digest_of_its_code(built: PackageReport, tmp_path: Path) -> None:
+    write_release(tmp_path, seed=1)
+    other = build_package(tmp_path, tmp_path / "other.zip", python_version=THIS_PYTHON)
+    assert other.sha256 != built.sha256
+    assert code_sha256(other.path.read_bytes()) == code_sha256(built.path.read_bytes())
+
+
 def test_members_are_sorted_and_carry_no_time_and_no_owner(built: PackageReport, names: list[str]) -> None:
     assert names == sorted(set(names))
     with zipfile.ZipFile(built.path) as archive:
@@ -167,7 +173,7 @@ def test_every_source_has_bytecode_that_names_the_folder_on_azure(built: Package
 
 
 def test_it_answers_a_request_in_a_process_that_can_import_nothing_else(built: PackageReport, unpacked: Path) -> None:
-    assert built.self_tested
+    assert built.tested_with == THIS_PYTHON
     finished = probe(unpacked)
     assert finished.returncode == 0, finished.stderr
 
@@ -180,18 +186,31 @@ def test_a_package_without_one_of_its_distributions_fails_the_self_test(missing:
     assert f"No module named '{missing}" in finished.stderr
 
 
-def test_a_package_with_another_model_fails_the_self_test(unpacked: Path) -> None:
-    model = unpacked / "release" / "model.onnx"
-    model.write_bytes(model.read_bytes()[:-1] + b"\x00")
-    assert probe(unpacked).returncode != 0
+@pytest.mark.parametrize(("name", "end"), [("model.onnx", b"\x00"), ("model.json", b" \n")])
+def test_a_package_with_another_model_or_description_fails_the_self_test(name: str, end: bytes, unpacked: Path) -> None:
+    path = unpacked / "release" / name
+    path.write_bytes(path.read_bytes()[:-1] + end)
+    finished = probe(unpacked)
+    assert finished.returncode != 0
+    assert "DIGEST_MISMATCH" in finished.stderr
 
 
-def test_a_package_for_another_python_says_what_it_lacks(release_dir: Path, tmp_path: Path) -> None:
+def test_a_package_of_another_release_than_the_declared_one_fails_the_self_test(unpacked: Path) -> None:
+    release = unpacked / "release" / "release.json"
+    document = json.loads(release.read_bytes())
+    release.write_text(json.dumps(document | {"release_id": "mnist-000000000000"}))
+    assert "release id is mnist-" in probe(unpacked).stderr
+
+
+def test_a_package_for_a_python_that_is_not_here_is_tested_with_the_same_versions_for_this_one(
+    release_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no other Python here, whatever this machine has
     lines: list[str] = []
     report = build_package(release_dir, tmp_path / "package.zip", python_version=OTHER_PYTHON, report=lines.append)
-    assert (report.python_version, report.bytecode, report.self_tested) == (OTHER_PYTHON, False, False)
+    assert (report.python_version, report.bytecode, report.tested_with) == (OTHER_PYTHON, False, THIS_PYTHON)
     assert any(line.startswith("no bytecode: ") and OTHER_PYTHON in line for line in lines)
-    assert any(line.startswith("not tested: ") and OTHER_PYTHON in line for line in lines)
+    assert any(line.startswith("tested ") and f"{OTHER_PYTHON} is not on this machine" in line for line in lines)
     with zipfile.ZipFile(report.path) as archive:
         compiled = [name for name in archive.namelist() if ".cpython-" in name]
     assert compiled
