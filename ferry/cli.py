@@ -5,7 +5,7 @@ import io
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionEr
 from rich.table import Table
 
 from ferry import local as local_environment
-from ferry.console import ERR, OUT, line
+from ferry.console import ERR, OUT, error_line, line
 from ferry.errors import FerryError, Refused
 from infra.settings import (
     ENVIRONMENT_VARIABLE,
@@ -82,6 +82,8 @@ def main(environment: str | None) -> None:
     On one machine, without an account:   ferry demo
     With two clouds:                      ferry data upload, ferry release, cdk deploy,
                                           ferry package, cdktf deploy, ferry verify
+    Other code, the same release:         ferry package, ferry publish azure
+    The end of it:                        ferry destroy all
 
     Exit codes: 0 done, 1 failed, 2 wrong usage or settings (nothing was done), 130 interrupted.
     Every command can be run again after it failed or was killed.
@@ -96,7 +98,7 @@ def main(environment: str | None) -> None:
 @pass_settings
 def settings(settings: Settings, schema: bool) -> None:
     """Print the effective settings as JSON, defaults included."""
-    document = Settings.model_json_schema() if schema else settings.model_dump()
+    document = Settings.model_json_schema() if schema else settings.model_dump(mode="json")
     click.echo(json.dumps(document, indent=2))
 
 
@@ -239,14 +241,61 @@ def _print_status(found: dict[str, Any]) -> None:
         OUT.print(f"{name:10} {url or 'not running'}{f'  (pid {pids})' if url else ''}")
 
 
-@main.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
-@pass_settings
-def verify(settings: Settings, as_json: bool) -> None:
-    """Send the release's golden inputs to both doors and compare labels, probabilities and release id.
+_wait = click.option(
+    "--wait",
+    "seconds",
+    type=click.IntRange(min=0),
+    default=300,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the app on Azure may take until it reports the release; 0 asks at once.",
+)
 
-    Real clouds need AWS credentials that may invoke the endpoint, and the Function's key in FERRY_FUNCTION_KEY.
+
+@main.group()
+def publish() -> None:
+    """Upload the built package to a deployed app."""
+
+
+@publish.command("azure")
+@_wait
+@pass_settings
+def publish_azure(settings: Settings, seconds: int) -> None:
+    """Upload the package of the current release to the deployed Function App, then verify it.
+
+    For those who deploy code apart from infrastructure, and for hosting = "flex" only: `cdktf deploy` uploads the package,
+    too. It replaces the code and leaves the app's settings alone. Those declare one release, so a package with another
+    model would be answered with 503: a new release goes out with `cdktf deploy`.
+
+    Needs `az login`, or another credential that Azure's SDK finds, with the role Website Contributor on the app. Where a
+    role has not reached every place yet, it tries again for up to 15 minutes and says so.
     """
+    from ferry.azure import scm_url
+    from ferry.publish import publish as upload_package
+
+    upload_package(settings, scm_url(settings), line)
+    _verify(settings, ["azure"], seconds, as_json=False)
+
+
+@main.command()
+@click.argument("names", metavar="[sagemaker|azure]...", nargs=-1, type=click.Choice(("sagemaker", "azure")))
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+@_wait
+@pass_settings
+def verify(settings: Settings, names: tuple[str, ...], as_json: bool, seconds: int) -> None:
+    """Send the release's golden inputs to the named doors, or both, and compare labels, probabilities and release id.
+
+    The app on Azure is asked for its release id first, until it reports the current one: after a deployment that takes a
+    while. A 401 or 403 ends that at once.
+
+    Real clouds need AWS credentials that may invoke the endpoint, and for Azure what azure.authorization asks for: the
+    Function's key in FERRY_FUNCTION_KEY, or with "entra" whoever `az login` signed in. FERRY_AZURE_URL is the app's base
+    URL where it is not the usual one: a container app, a custom domain, a name inside a private network.
+    """
+    _verify(settings, names or ("sagemaker", "azure"), seconds, as_json)
+
+
+def _verify(settings: Settings, names: Sequence[str], seconds: int, as_json: bool) -> None:
     from ferry.doors import doors
     from ferry.release import current_release
     from ferry.verify import verify as verify_door
@@ -257,20 +306,63 @@ def verify(settings: Settings, as_json: bool) -> None:
         for name, content in members.items():
             (Path(folder) / name).write_bytes(content)
         predictor = Predictor.load(Path(folder))
-    reports = [verify_door(door, current, predictor) for door in doors(settings)]  # each, also when the first fails
+    # On one machine nothing comes up later by itself. Standard output belongs to the JSON document alone.
+    wait = 0 if settings.local is not None else seconds
+    report = error_line if as_json else line
+    reports = [  # of each door, also when the first one fails
+        verify_door(door, current, predictor, wait=wait if door.name == "azure" else 0, report=report)
+        for door in doors(settings, names)
+    ]
     if as_json:
         click.echo(
             json.dumps({"release_id": current.release_id, "doors": [asdict(report) for report in reports]}, indent=2)
         )
     else:
         table = Table("door", "release", "largest difference", "seconds", "verdict")
-        for report in reports:
-            verdict = "; ".join(report.problems) or "same answers"
-            difference = "" if report.max_abs_diff is None else f"{report.max_abs_diff:.1e}"
-            table.add_row(report.door, report.release_id or "", difference, f"{report.seconds:.3f}", verdict)
+        for each in reports:
+            verdict = "; ".join(each.problems) or "same answers"
+            difference = "" if each.max_abs_diff is None else f"{each.max_abs_diff:.1e}"
+            table.add_row(each.door, each.release_id or "", difference, f"{each.seconds:.3f}", verdict)
         OUT.print(table)
-    if any(report.problems for report in reports):
-        raise FerryError(f"not both doors serve {current.release_id}; the table says which and why")
+    if wrong := [each.door for each in reports if each.problems]:
+        raise FerryError(
+            f"{' and '.join(wrong)}: not what release {current.release_id} has to answer; the result above says why"
+        )
+
+
+@main.command()
+@click.argument("cloud", type=click.Choice(("azure", "aws", "all")))
+@click.option("--data", is_flag=True, help="Also what holds data: buckets, packages, logs, images.")
+@click.option("--yes", is_flag=True, help="Do not ask; for scripts.")
+@pass_settings
+@click.pass_context
+def destroy(ctx: click.Context, settings: Settings, cloud: str, data: bool, yes: bool) -> None:
+    """Delete the environment from one cloud or from both: what runs and costs; what holds data only with --data.
+
+    Shows what will go and what will stay, and asks. Lists what remains. It can be killed and run again.
+
+    azure needs the stack folder that `cdktf synth` writes, its state, and `terraform` or `tofu`. A resource group that was
+    imported is never deleted. aws runs `cdk destroy`; with aws.retain_data = true not even --data takes the Foundation
+    stack, and with false its buckets are emptied first, every version.
+    """
+    from ferry.destroy import destroy as destroy_environment
+
+    if not yes and not sys.stdin.isatty():
+        raise Refused("nobody is at this terminal to agree; --yes deletes without asking")
+    path = settings_file(ctx.find_root().params["environment"])
+    destroy_environment(settings, path, cloud, data, functools.partial(_ask_to_delete, settings, yes), line)
+
+
+def _ask_to_delete(settings: Settings, yes: bool, cloud: str, goes: Sequence[str], stays: Sequence[str]) -> None:
+    OUT.print(f"{cloud}, environment {settings.environment}: this will be deleted", style="bold")
+    for each in goes:
+        OUT.print(f"  - {each}")
+    if stays:
+        OUT.print("This stays:", style="bold")
+        for each in stays:
+            OUT.print(f"    {each}")
+    if not yes and not click.confirm(f"Delete {len(goes)} from {cloud}?"):
+        raise Refused(f"{cloud}: nothing was deleted")
 
 
 @main.command()

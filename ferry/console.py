@@ -19,6 +19,11 @@ def line(text: str) -> None:
     OUT.print(f"    {text}", style="dim")
 
 
+def error_line(text: str) -> None:
+    """The same on standard error, where standard output is a document for a script."""
+    ERR.print(f"    {text}", style="dim")
+
+
 class Steps:
     """Numbered steps of long work: a title before each, its seconds after it."""
 

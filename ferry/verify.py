@@ -1,13 +1,19 @@
-"""Sends the release's golden inputs to both doors and compares the answers with what the training framework gave."""
+"""Sends the release's golden inputs to the doors and compares the answers with what the training framework gave."""
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
 
-from ferry.doors import Door, request_body
+from ferry.console import Report
+from ferry.doors import Door, HttpDoor, NotServing, request_body
 from ferry.errors import FerryError
 from infra.release import Release
 from model_code.inference.predictor import PROBABILITY_TOLERANCE, Predictor
+
+WAIT_SECONDS = 300
+_PAUSE_SECONDS = (0.2, 5.0)  # between two looks at a door: at first, and at most
+_LINE_SECONDS = 30  # a line of progress at least this often, also when nothing changes
 
 
 @dataclass(frozen=True)
@@ -22,14 +28,19 @@ class DoorReport:
     problems: tuple[str, ...]
 
 
-def verify(door: Door, release: Release, predictor: Predictor) -> DoorReport:
+def verify(
+    door: Door, release: Release, predictor: Predictor, *, wait: float = 0, report: Report = lambda line: None
+) -> DoorReport:
     """Compare labels, probabilities (within 1e-5) and release id with the golden values of the loaded release.
 
-    A door that does not answer, or not as this model does, is a problem in its report, so that the other is still asked.
+    A door with a health check of its own gets `wait` seconds to report the release before it is asked. A door that does
+    not answer, or not as this model does, is a problem in its report, so that the other is still asked.
     """
     signature = predictor.description.signature
     expected = predictor.probabilities(signature.golden.outputs)
     try:
+        if wait and isinstance(door, HttpDoor):
+            wait_for_release(door, release.release_id, wait, report)
         answer = door.classify(request_body(signature.golden.inputs))
     except FerryError as error:
         return DoorReport(door.name, door.url, None, None, 0.0, (str(error),))
@@ -47,3 +58,29 @@ def verify(door: Door, release: Release, predictor: Predictor) -> DoorReport:
         if not difference <= PROBABILITY_TOLERANCE:
             problems.append(f"probabilities differ by {difference:.1e}, at most {PROBABILITY_TOLERANCE:.0e} allowed")
     return DoorReport(door.name, door.url, answer.release_id, difference, answer.seconds, tuple(problems))
+
+
+def wait_for_release(door: HttpDoor, release_id: str, seconds: float, report: Report) -> None:
+    """Return when `door` reports `release_id`. Raises FerryError at once where it is closed to us, else after `seconds`."""
+    started = time.monotonic()
+    said, said_at, pause = "", started, _PAUSE_SECONDS[0]
+    while (reason := _why_not(door, release_id)) is not None:
+        now = time.monotonic()
+        if now - started + pause > seconds:
+            raise FerryError(
+                f"{reason}; waited {seconds:g} s for release {release_id}. `ferry package` and `cdktf deploy` bring package "
+                "and declared release together; the app's log says why a model is not loaded"
+            )
+        if reason != said or now - said_at >= _LINE_SECONDS:
+            report(f"waiting   {reason} ({now - started:.0f} of {seconds:g} s)")
+            said, said_at = reason, now
+        time.sleep(pause)
+        pause = min(pause * 1.5, _PAUSE_SECONDS[1])
+
+
+def _why_not(door: HttpDoor, release_id: str) -> str | None:
+    try:
+        served = door.release()
+    except NotServing as error:
+        return str(error)
+    return None if served == release_id else f"{door.name} at {door.health}: serves release {served}"

@@ -45,7 +45,10 @@ def test_the_schema_describes_every_key() -> None:
     assert schema["additionalProperties"] is False
 
 
-@pytest.mark.parametrize("arguments", [("nonsense",), ("train",), ("local", "up", "oven"), ("release",)])
+@pytest.mark.parametrize(
+    "arguments",
+    [("nonsense",), ("train",), ("local", "up", "oven"), ("release",), ("verify", "oven"), ("destroy",), ("publish",)],
+)
 def test_wrong_usage_ends_with_2(arguments: tuple[str, ...]) -> None:
     assert ferry(*arguments).returncode == 2
 
@@ -130,3 +133,30 @@ def test_a_missing_data_folder_is_refused_before_anything_starts(tmp_path: Path)
     finished = ferry("--env", str(write_settings(tmp_path)), "data", "upload", "--data", str(tmp_path / "none"))
     assert finished.returncode == 2
     assert "no such folder" in finished.stderr
+
+
+def test_publish_refuses_an_environment_of_this_machine(tmp_path: Path) -> None:
+    finished = ferry("--env", str(write_settings(tmp_path)), "publish", "azure")
+    assert finished.returncode == 2
+    assert "ferry local up azure" in finished.stderr
+
+
+def test_publish_without_a_release_says_what_makes_one(tmp_path: Path) -> None:
+    path = tmp_path / "cloud.toml"
+    path.write_text(f'build_dir = "{tmp_path}"\n' + (ROOT / "config" / "dev.toml").read_text())
+    finished = ferry("--env", str(path), "publish", "azure")
+    assert finished.returncode == 2
+    assert "make it with `ferry release`" in finished.stderr
+
+
+def test_nothing_is_deleted_where_nobody_can_agree(tmp_path: Path) -> None:
+    for cloud in ("azure", "aws", "all"):
+        finished = ferry("--env", str(write_settings(tmp_path)), "destroy", cloud)
+        assert finished.returncode == 2
+        assert "--yes deletes without asking" in finished.stderr
+
+
+def test_destroy_without_the_emulator_says_how_to_start_it(tmp_path: Path) -> None:
+    finished = ferry("--env", str(write_settings(tmp_path)), "destroy", "aws", "--yes")
+    assert finished.returncode == 1
+    assert "ferry local up emulator" in finished.stderr

@@ -23,9 +23,15 @@ IMPORT_TABLE: dict[str, set[str]] = {
     "app.py": {"infra", "aws_cdk"},
     "infra/aws/pipeline_definition.py": {"infra.settings", "model_code.environment"},
     "infra/aws/*": {"infra.settings", "infra.release", "infra.aws", "model_code.environment", "aws_cdk", "constructs"},
-    "infra/azure/terraform.py": {"cdktf", "cdktf_cdktf_provider_azurerm", "constructs"},
-    "infra/azure/*": {"infra.settings", "infra.release", "infra.azure", "model_code.environment"},
-    "infra/*": {"infra.settings", "infra.release", "pydantic"},
+    "infra/azure/terraform.py": {"infra.azure.kit", "cdktf", "cdktf_cdktf_provider_azurerm"},
+    "infra/azure/*": {
+        "infra.settings",
+        "infra.settings_azure",
+        "infra.release",
+        "infra.azure",
+        "model_code.environment",
+    },
+    "infra/*": {"infra.settings", "infra.settings_azure", "infra.settings_table", "infra.release", "pydantic"},
     "model_code/__init__.py": set(),
     "model_code/environment.py": set(),
     "model_code/inference/*": {"model_code.inference", "model_code.environment", "numpy", "onnxruntime", "simdjson"},
@@ -49,8 +55,11 @@ IMPORT_TABLE: dict[str, set[str]] = {
         "infra.settings",
         "infra.release",
         "infra.aws.image",
+        "infra.azure.package",
         "model_code.environment",
         "model_code.inference",
+        "azure.core",
+        "azure.identity",
         "boto3",
         "botocore",
         "click",
@@ -64,7 +73,18 @@ IMPORT_TABLE: dict[str, set[str]] = {
         "sklearn",
         "urllib3",
     },
-    "bench/*": {"bench", "ferry.archive", "infra.release", "model_code", "numpy", "onnxruntime", "torch"},
+    "bench/*": {
+        "bench",
+        "ferry.archive",
+        "ferry.errors",
+        "ferry.package",
+        "infra.release",
+        "model_code",
+        "azure.functions",
+        "numpy",
+        "onnxruntime",
+        "torch",
+    },
 }
 
 
@@ -76,7 +96,7 @@ def sources() -> list[Path]:
         check=True,
     ).stdout.decode()
     paths = [Path(name) for name in listed.split("\0") if name]
-    executables = {Path("model_code/container/train"), Path("model_code/container/serve")}
+    executables = {Path("model_code/container") / name for name in ("fetch", "serve", "train")}
     return [path for path in paths if (path.suffix == ".py" or path in executables) and path.parts[0] != "tests"]
 
 
