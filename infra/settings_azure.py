@@ -264,7 +264,7 @@ class AlertSettings(Table):
 class BudgetSettings(Table):
     """A monthly budget of the resource group; at 80 % spent and at 100 % forecast the action group is told."""
 
-    amount: Annotated[float, Field(gt=0)] = Field(description="Per month, in the currency of the billing account.")
+    amount: Annotated[float, Field(ge=1)] = Field(description="Per month, in the currency of the billing account.")
     start: Annotated[datetime.date, AfterValidator(_first_of_month)] = Field(
         description="First day of the month of the first deployment: Azure refuses a new budget that starts earlier."
     )
@@ -323,6 +323,11 @@ class AzureSettings(Table):
     )
     storage_auth: Literal["identity", "connection-string"] = Field(
         default="identity", description="How the Function App reaches its storage; identity needs no key anywhere."
+    )
+    grant_deployer: bool = Field(
+        default=True,
+        description="Give whoever deploys Storage Blob Data Contributor on the deployment container, and wait two minutes for "
+        "it to hold; false where a role of theirs already allows the upload.",
     )
     log_retention_days: Annotated[int, Field(ge=30, le=730)] = Field(
         default=30, description="Days that Log Analytics keeps data."

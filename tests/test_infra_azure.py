@@ -263,6 +263,22 @@ def granted(template: Template) -> set[tuple[str, str, str]]:
     return {(role["principal_id"], role["role_definition_name"], role["scope"]) for role in roles}
 
 
+def test_a_deployer_who_may_upload_already_gets_no_role_and_waits_for_nothing(synthesized: Synthesize) -> None:
+    template = synthesized(settings=azure_settings(grant_deployer=False))
+    assert not [role for _, role, _ in granted(template) if role == "Storage Blob Data Contributor"]
+    assert "data" not in template
+    assert not [value for _, value in leaves(template) if "sleep" in str(value)]
+
+
+def test_dns_carries_our_own_tags_only_because_azure_takes_few_there(synthesized: Synthesize) -> None:
+    settings = azure_settings(network={"private_endpoints": True})
+    tags = {f"cost center {number}": "x" for number in range(20)}
+    template = synthesized(settings=settings.model_copy(update={"tags": tags}))
+    for kind in ("azurerm_private_dns_zone", "azurerm_private_dns_zone_virtual_network_link"):
+        assert all(set(each["tags"]) == {"project", "environment"} for each in template["resource"][kind].values())
+    assert "cost center 1" in one(template, "azurerm_virtual_network")["tags"]
+
+
 def test_telemetry_needs_an_identity(template: Template) -> None:
     assert one(template, "azurerm_application_insights")["local_authentication_disabled"] is True
     settings = one(template, "azurerm_function_app_flex_consumption")["app_settings"]

@@ -96,7 +96,7 @@ def test_nobody_gets_in_without_a_key_or_token_unless_a_setting_says_anonymous(
         ("", "[azure.network]\ndeployer_cidrs = ['203.0.113.0/24']", "azure.network", "private_endpoints is false"),
         ("", "[azure.alerts]\nemails = ['nobody']", "azure.alerts.emails.0", "pattern"),
         ("", "[azure.alerts]\nlatency_ms = 0", "azure.alerts.latency_ms", "1"),
-        ("", "[azure.budget]\namount = 0.0\nstart = 2026-11-01", "azure.budget.amount", "0"),
+        ("", "[azure.budget]\namount = 0.99\nstart = 2026-11-01", "azure.budget.amount", "equal to 1"),
         ("", "[azure.budget]\namount = 10.0\nstart = 2026-11-15", "azure.budget.start", "first day of a month"),
         ("", "[azure.budget]\namount = 10.0", "azure.budget.start", "missing"),
         ("", "[azure.state]\nbackend = 'gcs'", "azure.state.backend", "'azurerm' or 's3'"),

@@ -15,6 +15,7 @@ from infra.azure.terraform import (
     QueryAlert,
     QueryAlertAction,
     QueryAlertCriteria,
+    QueryAlertPeriods,
     StandardWebTest,
     WebTestRequest,
     WebTestValidation,
@@ -164,6 +165,10 @@ class Alerts:
                     time_aggregation_method="Count",
                     operator="LessThan",
                     threshold=1,
+                    # What Azure takes where it is left out, so that no plan shows the difference.
+                    failing_periods=QueryAlertPeriods(
+                        minimum_failing_periods_to_trigger_alert=1, number_of_evaluation_periods=1
+                    ),
                 )
             ],
             auto_mitigation_enabled=True,

@@ -6,7 +6,7 @@ from typing import Any
 
 from infra.azure.terraform import ResourceGroup, TerraformStack
 from infra.release import Release
-from infra.settings import Settings
+from infra.settings import RESERVED_TAGS, Settings
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class Deployment:
             "location": self.settings.azure.location,
             "tags": dict(self.tags),
         }
+
+    @property
+    def own_tags(self) -> dict[str, str]:
+        """For DNS, where Azure takes 15 tags and no space or leading digit in their names: only those that we choose."""
+        return {name: value for name, value in self.tags.items() if name in RESERVED_TAGS}
 
     @property
     def app_tags(self) -> dict[str, str]:

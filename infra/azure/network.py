@@ -64,7 +64,7 @@ class Network:
             f"{subresource}_zone",
             name=_ZONES[subresource],
             resource_group_name=self._deployment.group.name,
-            tags=dict(self._deployment.tags),
+            tags=self._deployment.own_tags,
         )
         link = self._link(subresource, zone)
         endpoint = PrivateEndpoint(
@@ -91,7 +91,7 @@ class Network:
             f"{name}_zone",
             name=domain,
             resource_group_name=self._deployment.group.name,
-            tags=dict(self._deployment.tags),
+            tags=self._deployment.own_tags,
         )
         self._link(name, zone)
         PrivateDnsRecord(
@@ -101,7 +101,7 @@ class Network:
             **recorded_zone(zone),
             ttl=300,
             records=[address],
-            tags=dict(self._deployment.tags),
+            tags=self._deployment.own_tags,
         )
 
     def _app_subnet(self) -> Subnet:
@@ -179,7 +179,7 @@ class Network:
             name="to-network",
             **linked_zone(zone),
             virtual_network_id=self._network.id,
-            tags=dict(self._deployment.tags),
+            tags=self._deployment.own_tags,
         )
 
 

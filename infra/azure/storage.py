@@ -84,20 +84,12 @@ class Storage:
         return {"public_network_access_enabled": bool(deployers), "network_rules": rules}
 
     def release_blob(self, file: ReleaseFile) -> StorageBlob:
-        """The release, uploaded by whoever deploys: the role for that is part of the deployment.
+        """The release, uploaded by whoever deploys: the role for that is part of the deployment, unless it is there already.
 
         Other content replaces the blob. For a moment there is none, which only an instance that starts just then notices;
         soft delete keeps the one before.
         """
         stack = self._deployment.stack
-        uploads = RoleAssignment(
-            stack,
-            "deployer_blobs",
-            scope=self.container.id,
-            role_definition_name="Storage Blob Data Contributor",
-            principal_id=ClientConfig(stack, "deployer").object_id,
-            provisioners=[LocalExecProvisioner(type="local-exec", command=f"sleep {_ROLE_PROPAGATION_SECONDS}")],
-        )
         # The hash is ours: CDKTF's own depends on the file's path.
         asset = TerraformAsset(
             stack, "package", path=str(file.path.resolve()), type=AssetType.FILE, asset_hash=file.sha256
@@ -112,8 +104,23 @@ class Storage:
             source=asset.path,
             content_md5=file.md5,
             metadata={"release_id": self._deployment.release.release_id, "sha256": file.sha256},
-            depends_on=[uploads, *(self._network.endpoints if self._network else [])],
+            depends_on=[*self._deployer_role(), *(self._network.endpoints if self._network else [])],
         )
+
+    def _deployer_role(self) -> list[RoleAssignment]:
+        if not self._deployment.settings.azure.grant_deployer:
+            return []
+        stack = self._deployment.stack
+        return [
+            RoleAssignment(
+                stack,
+                "deployer_blobs",
+                scope=self.container.id,
+                role_definition_name="Storage Blob Data Contributor",
+                principal_id=ClientConfig(stack, "deployer").object_id,
+                provisioners=[LocalExecProvisioner(type="local-exec", command=f"sleep {_ROLE_PROPAGATION_SECONDS}")],
+            )
+        ]
 
     @property
     def container_url(self) -> str:

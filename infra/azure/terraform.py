@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from cdktf_cdktf_provider_azurerm.application_insights_standard_web_test import (
         ApplicationInsightsStandardWebTest as StandardWebTest,
         ApplicationInsightsStandardWebTestRequest as WebTestRequest,
-        ApplicationInsightsStandardWebTestRequestHeader as WebTestHeader,
         ApplicationInsightsStandardWebTestValidationRules as WebTestValidation,
     )
     from cdktf_cdktf_provider_azurerm.consumption_budget_resource_group import (
@@ -63,23 +62,17 @@ if TYPE_CHECKING:
         FunctionAppFlexConsumption,
         FunctionAppFlexConsumptionAlwaysReady as FlexAlwaysReady,
         FunctionAppFlexConsumptionAuthSettingsV2 as FlexAuthSettings,
-        FunctionAppFlexConsumptionAuthSettingsV2ActiveDirectoryV2 as FlexAuthActiveDirectory,
-        FunctionAppFlexConsumptionAuthSettingsV2Login as FlexAuthLogin,
         FunctionAppFlexConsumptionIdentity as FlexIdentity,
         FunctionAppFlexConsumptionSiteConfig as FlexSiteConfig,
         FunctionAppFlexConsumptionSiteConfigIpRestriction as FlexIpRestriction,
-        FunctionAppFlexConsumptionSiteConfigScmIpRestriction as FlexScmIpRestriction,
     )
     from cdktf_cdktf_provider_azurerm.linux_function_app import (
         LinuxFunctionApp,
         LinuxFunctionAppAuthSettingsV2 as LinuxAuthSettings,
-        LinuxFunctionAppAuthSettingsV2ActiveDirectoryV2 as LinuxAuthActiveDirectory,
-        LinuxFunctionAppAuthSettingsV2Login as LinuxAuthLogin,
         LinuxFunctionAppIdentity as LinuxIdentity,
         LinuxFunctionAppSiteConfig as LinuxSiteConfig,
         LinuxFunctionAppSiteConfigApplicationStack as LinuxApplicationStack,
         LinuxFunctionAppSiteConfigIpRestriction as LinuxIpRestriction,
-        LinuxFunctionAppSiteConfigScmIpRestriction as LinuxScmIpRestriction,
     )
     from cdktf_cdktf_provider_azurerm.log_analytics_workspace import LogAnalyticsWorkspace
     from cdktf_cdktf_provider_azurerm.monitor_action_group import (
@@ -94,7 +87,6 @@ if TYPE_CHECKING:
     from cdktf_cdktf_provider_azurerm.monitor_metric_alert import (
         MonitorMetricAlert as MetricAlert,
         MonitorMetricAlertAction as AlertAction,
-        MonitorMetricAlertApplicationInsightsWebTestLocationAvailabilityCriteria as WebTestCriteria,
         MonitorMetricAlertCriteria as AlertCriteria,
         MonitorMetricAlertCriteriaDimension as AlertDimension,
     )
@@ -102,6 +94,7 @@ if TYPE_CHECKING:
         MonitorScheduledQueryRulesAlertV2 as QueryAlert,
         MonitorScheduledQueryRulesAlertV2Action as QueryAlertAction,
         MonitorScheduledQueryRulesAlertV2Criteria as QueryAlertCriteria,
+        MonitorScheduledQueryRulesAlertV2CriteriaFailingPeriods as QueryAlertPeriods,
     )
     from cdktf_cdktf_provider_azurerm.network_security_group import NetworkSecurityGroup
     from cdktf_cdktf_provider_azurerm.network_security_rule import NetworkSecurityRule
