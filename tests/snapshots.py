@@ -8,8 +8,8 @@ from typing import Any
 
 from syrupy.extensions.json import JSONSnapshotExtension
 
-# A content hash as CDK, CDKTF and a blob's MD5 write it: 32 or 64 hex digits that stand alone or in a longer string.
-_HASH = re.compile(r"(?<![0-9a-f])([0-9a-f]{64}|[0-9a-f]{32}|[0-9A-F]{32})(?![0-9A-Fa-f])")
+# A content hash as CDK and CDKTF write it, 32 or 64 hex digits that stand alone or in a longer string; and an MD5 alone.
+_HASH = re.compile(r"(?<![0-9a-f])([0-9a-f]{64}|[0-9A-F]{32})(?![0-9A-Fa-f])|^[0-9a-f]{32}$")
 
 
 class TemplateSnapshot(JSONSnapshotExtension):
