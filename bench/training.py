@@ -10,6 +10,7 @@ StepLR at 0.7. Its transforms are written here in plain torch, without the examp
 
 import functools
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -25,11 +26,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from model_code.environment import MlPaths
 from model_code.inference.preprocess import normalise
-from model_code.training.evaluate import Scores, raw_outputs, score
+from model_code.training.evaluate import Scores, score
+from model_code.training.examples import Examples
 from model_code.training.idx import read_idx
 from model_code.training.job import Job
-from model_code.training.mnist.data import PREPROCESSING, Digits
-from model_code.training.mnist.train import Hyperparameters, choose_device, fit
+from model_code.training.mnist.data import PREPROCESSING
+from model_code.training.mnist.train import Hyperparameters, fit
+from model_code.training.torch_export import raw_outputs
+from model_code.training.torch_loop import choose_device
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
@@ -97,20 +101,20 @@ def published(training: Arrays, testing: Arrays) -> Scores:
     schedule.step()
     batches = list(DataLoader(TransformedImages(testing), batch_size=1000))
     outputs = torch.cat([raw_outputs(network, images) for images, _ in batches])
-    return score(outputs, torch.cat([labels for _, labels in batches]), "log_softmax")
+    return score(outputs.numpy(), torch.cat([labels for _, labels in batches]).numpy(), "log_softmax")
 
 
 def ours(training: Arrays, testing: Arrays, epochs: int) -> Scores:
     """`epochs` epochs of our loop, each with its test."""
     digits = [
-        Digits(
-            torch.from_numpy(normalise(images[:, np.newaxis], PREPROCESSING)), torch.from_numpy(labels.astype(np.int64))
-        )
+        Examples(normalise(images[:, np.newaxis], PREPROCESSING), labels.astype(np.int64))
         for images, labels in (training, testing)
     ]
-    job = Job({}, MlPaths(Path()), threading.Event())
-    network = fit(Hyperparameters(epochs=epochs), digits[0], digits[1], choose_device(), job)
-    return score(raw_outputs(network, digits[1].images), digits[1].labels, "log_softmax")
+    with tempfile.TemporaryDirectory() as folder:  # for the checkpoints, whose time counts
+        job = Job({}, MlPaths(Path(folder)), threading.Event())
+        network = fit(Hyperparameters(epochs=epochs), digits[0], digits[1], choose_device(), job)
+    outputs = raw_outputs(network, torch.from_numpy(digits[1].inputs))
+    return score(outputs.numpy(), digits[1].labels, "log_softmax")
 
 
 def measure(name: str, train: Callable[[], Scores]) -> Result:

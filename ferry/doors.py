@@ -170,7 +170,7 @@ def _permission(settings: Settings, credential: azure.Credential | None) -> tupl
 
 
 def request_body(values: NDArray[Any], key: str = "data") -> bytes:
-    """A JSON request for probabilities; `data` holds normalised floats, `images` raw pixels, both (n, 1, rows, columns)."""
+    """A JSON request for probabilities of `values` (n, ...): `data` is what the model takes, `images` are raw pixels."""
     return json.dumps({key: values.tolist(), "probabilities": True}, separators=(",", ":")).encode()
 
 

@@ -31,18 +31,21 @@ OPERATORS = frozenset(
     # dense layers and convolutions
     {"Conv", "Gemm", "MatMul"}
     # pooling
-    | {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReduceMean"}
+    | {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"}
     # normalisation, and what is nothing at inference
     | {"BatchNormalization", "Dropout", "Identity", "LayerNormalization"}
     # activations; Erf is a part of Gelu before opset 20
     | {"Clip", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "LogSoftmax", "PRelu", "Relu", "Selu"}
     | {"Sigmoid", "Softmax", "Softplus", "Tanh"}
     # element by element
-    | {"Add", "Cast", "Div", "Exp", "Log", "Mul", "Neg", "Pow", "Sqrt", "Sub"}
+    | {"Add", "Cast", "Div", "Exp", "Log", "Mul", "Neg", "Not", "Pow", "Reciprocal", "Sqrt", "Sub", "Sum"}
+    # over an axis
+    | {"ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceSum"}
     # another view of the same values
     | {"Concat", "Constant", "Flatten", "Gather", "Reshape", "Shape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
-    # tables: linear models and trees, as skl2onnx writes them
-    | {"ai.onnx.ml.LinearClassifier", "ai.onnx.ml.LinearRegressor", "ai.onnx.ml.Normalizer", "ai.onnx.ml.Scaler"}
+    # tables: scaling, linear models, trees and support vectors, as skl2onnx writes them
+    | {"ai.onnx.ml.ArrayFeatureExtractor", "ai.onnx.ml.Normalizer", "ai.onnx.ml.Scaler"}
+    | {"ai.onnx.ml.LinearClassifier", "ai.onnx.ml.LinearRegressor", "ai.onnx.ml.SVMClassifier"}
     | {"ai.onnx.ml.TreeEnsemble", "ai.onnx.ml.TreeEnsembleClassifier", "ai.onnx.ml.TreeEnsembleRegressor"}
 )
 

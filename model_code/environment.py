@@ -52,6 +52,16 @@ SM_MODEL_DIR = "SM_MODEL_DIR"
 SM_OUTPUT_DIR = "SM_OUTPUT_DIR"
 SM_CHANNEL_PREFIX = "SM_CHANNEL_"
 
+# Training by several processes: ours, what torchrun tells each of them, and what gloo, nccl and OpenMP read.
+PROCESSES_PER_HOST = "FERRY_PROCESSES_PER_HOST"
+RANK = "RANK"
+WORLD_SIZE = "WORLD_SIZE"
+LOCAL_RANK = "LOCAL_RANK"
+MASTER_ADDR = "MASTER_ADDR"
+MASTER_PORT = "MASTER_PORT"
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+THREADS = "OMP_NUM_THREADS"
+
 # The line that every model prints once an epoch, and how SageMaker reads its numbers (MetricDefinitions of the training job).
 METRICS_LINE = (
     "metrics epoch={epoch} train_loss={train_loss:.4f} test_loss={test_loss:.4f} test_accuracy={test_accuracy:.4f}"
@@ -70,6 +80,12 @@ MODEL_FILE = "model.onnx"
 SIGNATURE_FILE = "model.json"
 RELEASE_FILE = "release.json"
 ARCHIVE_FILE = "model.tar.gz"
+
+# What the evaluation of a model artifact leaves, and where in it the accuracy and the sha256 of the dataset's manifest stand
+# (SageMaker's schema of model quality metrics; the second table is ours).
+EVALUATION_FILE = "evaluation.json"
+ACCURACY_PATH = "multiclass_classification_metrics.accuracy.value"
+MANIFEST_SHA256_PATH = "dataset.manifest_sha256"
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,11 @@ class MlPaths:
         return self.output / "failure"
 
     @property
+    def checkpoints(self) -> Path:
+        """Kept in S3 while the job runs, and brought back when it starts again (CheckpointConfig of the training job)."""
+        return self.base / "checkpoints"
+
+    @property
     def hyperparameters(self) -> Path:
         return self.base / "input" / "config" / "hyperparameters.json"
 
@@ -114,3 +135,59 @@ class MlPaths:
 
     def channel(self, name: str) -> Path:
         return self.base / "input" / "data" / name
+
+
+@dataclass(frozen=True)
+class ProcessingPaths:
+    """The layout of the processing jobs below `base`: the pipeline names these folders, SageMaker fills and uploads them.
+
+    `raw`, `train` and `test` are preprocessing's, the rest is the evaluation's.
+    """
+
+    base: Path
+
+    @classmethod
+    def from_environment(cls) -> "ProcessingPaths":
+        return cls(Path(os.environ.get(BASE_DIR) or "/opt/ml"))
+
+    @property
+    def message(self) -> Path:
+        """Its first 1,024 bytes become the job's ExitMessage (Developer Guide, "Save and Access Metadata Information")."""
+        return self.base / "output" / "message"
+
+    @property
+    def raw(self) -> Path:
+        """The dataset as it was uploaded."""
+        return self.base / "processing" / "input" / "raw"
+
+    @property
+    def train(self) -> Path:
+        return self.base / "processing" / "train"
+
+    @property
+    def test(self) -> Path:
+        return self.base / "processing" / "test"
+
+    @property
+    def model(self) -> Path:
+        """Holds the training job's model.tar.gz."""
+        return self.base / "processing" / "input" / "model"
+
+    @property
+    def testing(self) -> Path:
+        """Holds the files of the testing channel."""
+        return self.base / "processing" / "input" / "testing"
+
+    @property
+    def manifest(self) -> Path:
+        """Holds one file: the manifest of the dataset."""
+        return self.base / "processing" / "input" / "manifest"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.base / "processing" / "evaluation"
+
+    @property
+    def requests(self) -> Path:
+        """The testing channel as bodies of requests, which a batch transform sends to the container."""
+        return self.base / "processing" / "requests"

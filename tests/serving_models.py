@@ -1,8 +1,9 @@
-"""Tiny real releases without torch: flatten, one dense layer, log-softmax, with seeded weights.
+"""Tiny real releases without torch: flatten, one dense layer, log-softmax, with seeded weights; and one for rows of a table.
 
 The golden outputs are computed with numpy alone, so that they are a second opinion on ONNX Runtime's.
 """
 
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -35,6 +36,10 @@ INPUT = TensorSpec("input_0", (None, 1, 28, 28), "float32")
 OUTPUT = TensorSpec("output_0", (None, CLASSES), "float32")
 SLOW = np.full((1, 1, 28, 28), 5e8, np.float32)  # see write_slow_model
 PREPROCESSING = Preprocessing(scale=1 / 255, mean=(0.1307,), std=(0.3081,))
+
+# Of the model for tables. A label may hold what CSV has to quote.
+TABLE_LABELS = ("ash", 'oak, "white"', "żółć")
+TABLE_WEIGHT = np.random.default_rng(3).normal(size=(4, len(TABLE_LABELS))).astype(np.float32)
 
 
 def weights(seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -128,13 +133,56 @@ def write_model(directory: Path, *, seed: int = 0) -> ModelDescription:
     return _write(directory, onnx_bytes(seed), seed)
 
 
+def table_probabilities(rows: NDArray[Any]) -> NDArray[np.float32]:
+    """What the model of `write_table_model` answers for rows (n, 4), computed in float64 without ONNX."""
+    logits = rows.astype(np.float64) @ TABLE_WEIGHT.astype(np.float64)
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float32)
+
+
+def write_table_model(directory: Path) -> ModelDescription:
+    """A classifier for rows of four numbers whose classes have names; files as `write_model` writes them."""
+    nodes = [
+        helper.make_node("MatMul", [INPUT.name, "weight"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], [OUTPUT.name], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "table",
+        [helper.make_tensor_value_info(INPUT.name, TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info(OUTPUT.name, TensorProto.FLOAT, ["batch", len(TABLE_LABELS)])],
+        [numpy_helper.from_array(TABLE_WEIGHT, "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    raw = bytes(model.SerializeToString())
+    rows = np.random.default_rng(5).normal(size=(3, 4)).astype(np.float32)
+    images = describe(raw)
+    description = dataclasses.replace(
+        images,
+        model="table",
+        signature=Signature(
+            input=TensorSpec(INPUT.name, (None, 4), "float32"),
+            output=TensorSpec(OUTPUT.name, (None, len(TABLE_LABELS)), "float32"),
+            activation="probabilities",
+            preprocessing=Preprocessing(1.0, (0.0,) * 4, (1.0,) * 4),
+            labels=TABLE_LABELS,
+            response_key="names",
+            golden=Golden(rows, table_probabilities(rows)),
+        ),
+    )
+    return _write_files(directory, raw, description)
+
+
 def write_slow_model(directory: Path, *, seed: int = 0) -> ModelDescription:
     """The same, with the model of `slow_onnx_bytes`: `SLOW` keeps it busy for minutes."""
     return _write(directory, slow_onnx_bytes(seed), seed)
 
 
 def _write(directory: Path, model: bytes, seed: int) -> ModelDescription:
-    description = describe(model, seed=seed)
+    return _write_files(directory, model, describe(model, seed=seed))
+
+
+def _write_files(directory: Path, model: bytes, description: ModelDescription) -> ModelDescription:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / MODEL_FILE).write_bytes(model)
     (directory / SIGNATURE_FILE).write_bytes(model_json_bytes(description))

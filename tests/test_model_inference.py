@@ -379,7 +379,7 @@ def test_an_unsupported_content_type_is_415_and_lists_what_is(predictor: Predict
 
 
 @pytest.mark.parametrize(
-    "accept", ["text/xml", f"{JSON};q=0", "text/*", f"{JSON};q=nonsense", f"{JSON};q=nan", f"*/*;q=0, {NPY};q=0.0"]
+    "accept", ["text/xml", f"{JSON};q=0", "image/*", f"{JSON};q=nonsense", f"{JSON};q=nan", f"*/*;q=0, {NPY};q=0.0"]
 )
 def test_an_answer_that_the_caller_does_not_accept_is_406(predictor: Predictor, accept: str) -> None:
     response = ask(predictor, as_json({"data": [image()]}), accept=accept)

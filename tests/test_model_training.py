@@ -24,11 +24,13 @@ from model_code.environment import MlPaths
 from model_code.inference.contract import Preprocessing, parse_model_json
 from model_code.inference.predictor import PROBABILITY_TOLERANCE, Predictor
 from model_code.training import job as training_job
-from model_code.training.export import TrainedModel
+from model_code.training.examples import Examples
 from model_code.training.job import Job, run
 from model_code.training.mnist import train as mnist
-from model_code.training.mnist.data import Digits
 from model_code.training.mnist.model import ByteDropout
+from model_code.training.torch_export import torch_model
+from model_code.training.torch_loop import choose_device
+from model_code.training.trained import TrainedModel
 from tests.idx_files import digit_like, idx, write_job
 
 HYPERPARAMETERS = {"epochs": "3", "batch_size": "32"}
@@ -61,7 +63,9 @@ def run_process(command: list[str], paths: MlPaths, variables: Mapping[str, str]
 
 def run_executable(paths: MlPaths, **variables: str) -> Finished:
     """As the image does it: the executable itself, with the sources on the path."""
-    return run_process([sys.executable, str(TRAIN)], paths, {"PYTHONPATH": str(ROOT), **variables})
+    return run_process(
+        [sys.executable, str(TRAIN)], paths, {"PYTHONPATH": str(ROOT), "FERRY_MODEL": "mnist", **variables}
+    )
 
 
 def run_toolkit(paths: MlPaths) -> Finished:
@@ -123,7 +127,8 @@ def test_the_description_says_how_the_model_was_made(finished: Finished) -> None
     assert description.training.dataset == "squares"
     assert description.source_revision == "abc123"
     assert description.training.hyperparameters == {
-        "batch_size": 32, "epochs": 3, "lr": 0.002, "seed": 1, "shift": 1, "weight_decay": 0.01,
+        "batch_size": 32, "checkpoint_steps": 500, "early_stop_patience": 0, "epochs": 3, "lr": 0.002, "seed": 1, "shift": 1,
+        "weight_decay": 0.01,
     }  # fmt: skip
     assert description.framework_versions["torch"] == torch.__version__
     assert description.metrics["accuracy"] > 0.5
@@ -282,13 +287,15 @@ def test_an_absent_class_and_blank_images_are_said_and_allowed(
 # Bad hyperparameters and job files.
 
 BAD_HYPERPARAMETERS = {
-    '{"epoch": "1"}': "hyperparameter 'epoch' is unknown; allowed: epochs, batch_size, lr, weight_decay, shift, seed",
+    '{"epoch": "1"}': "hyperparameter 'epoch' is unknown; allowed: epochs, batch_size, lr, weight_decay, seed, early_stop_patience, checkpoint_steps, shift",
     '{"epochs": "0"}': "hyperparameter epochs: found '0'; allowed: a whole number from 1 to 1,000",
     '{"epochs": "1000000000"}': "hyperparameter epochs: found '1000000000'",
     '{"epochs": "1.5"}': "hyperparameter epochs: found '1.5'",
     '{"epochs": ""}': "hyperparameter epochs: found ''",
     '{"epochs": "null"}': "hyperparameter epochs: found 'null'",
     '{"epochs": "1_0"}': "hyperparameter epochs: found '1_0'",
+    '{"early_stop_patience": "-1"}': "hyperparameter early_stop_patience: found '-1'; allowed: a whole number from 0 to 1,000",
+    '{"checkpoint_steps": "0"}': "hyperparameter checkpoint_steps: found '0'; allowed: a whole number from 1 to 1,000,000,000",
     '{"lr": "abc"}': "hyperparameter lr: found 'abc'; allowed: a number from 1e-06 to 1.0",
     '{"lr": "0"}': "hyperparameter lr: found '0'",
     '{"lr": "-1"}': "hyperparameter lr: found '-1'",
@@ -322,13 +329,6 @@ def test_a_missing_hyperparameter_file_is_no_default(paths: MlPaths) -> None:
     )
 
 
-@pytest.mark.parametrize("hosts", [["algo-1", "algo-2"], [], None])
-def test_several_hosts_are_refused(paths: MlPaths, hosts: object) -> None:
-    paths.resource_config.write_text(json.dumps({"current_host": "algo-1", "hosts": hosts}))
-    assert mnist.main() == 2
-    assert failure(paths).startswith(f"resourceconfig.json: hosts: found {hosts}; allowed: one host")
-
-
 def test_an_unknown_model_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     job = run_executable(write_job(tmp_path, {}), FERRY_MODEL="../mnist")
     assert job.code == 2
@@ -360,16 +360,15 @@ class OtherwiseWhenExported(Linear):
 
 
 def trained(module: nn.Module) -> TrainedModel:
-    inputs = torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
-    return TrainedModel(
-        module=module,
+    inputs = np.random.default_rng(1).standard_normal((12, 5), np.float32)
+    return torch_model(
+        module,
         activation="logits",
         preprocessing=Preprocessing(1.0, (0.0,) * 5, (1.0,) * 5),
         labels=("red", "green", "blue"),
         response_key="colours",
         hyperparameters={},
-        test_inputs=inputs,
-        test_labels=torch.arange(12) % 3,
+        testing=Examples(inputs, np.arange(12) % 3),
     )
 
 
@@ -403,7 +402,7 @@ def test_weights_that_are_no_numbers_fail_the_job(paths: MlPaths) -> None:
     module = Linear()
     nn.init.constant_(module.layer.bias, float("nan"))
     assert run("colours", lambda job: trained(module)) == 1
-    assert failure(paths).startswith("NOT_FINITE the trained network gives NaN or infinity for 12 of 12 test inputs")
+    assert failure(paths).startswith("NOT_FINITE the trained model gives NaN or infinity for 12 of 12 test inputs")
 
 
 def test_a_failure_removes_what_an_earlier_job_left(paths: MlPaths) -> None:
@@ -438,8 +437,8 @@ def test_a_model_folder_that_cannot_be_written_fails_the_job(paths: MlPaths, mon
 def test_a_loss_that_is_no_number_stops_the_job_with_epoch_and_step(paths: MlPaths) -> None:
     def diverging(job: Job) -> TrainedModel:
         settings = mnist.Hyperparameters(batch_size=4)
-        digits = Digits(torch.full((8, 1, 28, 28), float("nan")), torch.arange(8))
-        mnist.fit(settings, digits, digits, mnist.choose_device(), job)
+        digits = Examples(np.full((8, 1, 28, 28), np.nan, np.float32), np.arange(8))
+        mnist.fit(settings, digits, digits, choose_device(), job)
         raise AssertionError("it went on")
 
     assert run("mnist", diverging) == 1
@@ -450,7 +449,7 @@ def test_sigterm_stops_the_job_at_the_next_step_without_an_artifact(tmp_path: Pa
     paths = write_job(tmp_path, {"epochs": "1000"})
     process = subprocess.Popen(
         [sys.executable, str(TRAIN)],
-        env=os.environ | {environment.BASE_DIR: str(paths.base), "PYTHONPATH": str(ROOT)},
+        env=os.environ | {environment.BASE_DIR: str(paths.base), "PYTHONPATH": str(ROOT), "FERRY_MODEL": "mnist"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

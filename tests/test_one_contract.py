@@ -16,7 +16,7 @@ from model_code.inference.contract import MAX_BODY_BYTES, MAX_INSTANCES
 from tests import serving_models
 from tests.serving_processes import Reply, Server, build_package, container, functions_host
 
-JSON, NPY = "application/json", "application/x-npy"
+JSON, NPY, CSV = "application/json", "application/x-npy", "text/csv"
 IMAGES = np.random.default_rng(0).normal(size=(2, 1, 28, 28)).astype(np.float32)
 RAW = np.random.default_rng(1).integers(0, 256, size=(3, 28, 28)).astype(np.uint8)
 
@@ -81,6 +81,7 @@ BAD: dict[str, tuple[int, str, bytes, dict[str, str]]] = {
     "xml": (415, "UNSUPPORTED_MEDIA_TYPE", b"<a/>", {"Content-Type": "text/xml"}),
     "npy-pickle": (415, "UNSUPPORTED_MEDIA_TYPE", b"\x80\x04N.", {"Content-Type": "application/x-npy-pickle"}),
     "utf-7": (415, "UNSUPPORTED_MEDIA_TYPE", b"{}", {"Content-Type": f"{JSON}; charset=utf-7"}),
+    "csv-for-images": (415, "UNSUPPORTED_MEDIA_TYPE", b"1,2,3,4\n", {"Content-Type": CSV}),
     "accept-xml": (406, "NOT_ACCEPTABLE", as_json({"data": IMAGES.tolist()}), {"Accept": "text/xml"}),
     "accept-nothing": (406, "NOT_ACCEPTABLE", as_json({"data": IMAGES.tolist()}), {"Accept": f"{JSON};q=0"}),
     "over-the-limit": (413, "BODY_TOO_LARGE", b"{}".ljust(MAX_BODY_BYTES + 1), {"Content-Type": JSON}),
@@ -92,6 +93,40 @@ BAD: dict[str, tuple[int, str, bytes, dict[str, str]]] = {
     ),
 }
 
+ROWS = np.random.default_rng(2).normal(size=(3, 4)).astype(np.float32)
+TABLE = "".join(",".join(map(str, row)) + "\n" for row in ROWS).encode()
+
+GOOD_TABLES: dict[str, tuple[bytes, dict[str, str]]] = {
+    "csv": (TABLE, {"Content-Type": CSV}),
+    "csv-crlf": (TABLE.replace(b"\n", b"\r\n"), {"Content-Type": "text/csv; charset=utf-8"}),
+    "csv-answer": (TABLE, {"Content-Type": CSV, "Accept": CSV}),
+    "json": (as_json({"data": ROWS.tolist(), "probabilities": True}), {"Content-Type": JSON}),
+    "npy": (as_npy(ROWS), {"Content-Type": NPY}),
+    "npy-answer": (TABLE, {"Content-Type": CSV, "Accept": NPY}),
+    "largest-batch": (b"1,2,3,4\n" * MAX_INSTANCES, {"Content-Type": CSV}),
+}
+
+BAD_TABLES: dict[str, tuple[int, str, bytes, dict[str, str]]] = {
+    "empty": (400, "EMPTY_BODY", b"", {"Content-Type": CSV}),
+    "header": (400, "BAD_CSV", b"a,b,c,d\n" + TABLE, {"Content-Type": CSV}),
+    "no-utf-8": (400, "BAD_CSV", b"\xff,2,3,4\n", {"Content-Type": CSV}),
+    "nan": (400, "NOT_FINITE", b"nan,2,3,4\n", {"Content-Type": CSV}),
+    "1e39": (400, "OUT_OF_RANGE", b"1e39,2,3,4\n", {"Content-Type": CSV}),
+    "value-less": (400, "BAD_SHAPE", TABLE + b"1,2,3\n", {"Content-Type": CSV}),
+    "images": (400, "BAD_FIELD", b'{"images": [[1, 2, 3, 4]]}', {"Content-Type": JSON}),
+    "too-many": (413, "TOO_MANY_INSTANCES", b"1,2,3,4\n" * (MAX_INSTANCES + 1), {"Content-Type": CSV}),
+    "utf-16": (415, "UNSUPPORTED_MEDIA_TYPE", TABLE, {"Content-Type": "text/csv; charset=utf-16"}),
+}
+
+
+@pytest.fixture(scope="module")
+def table_doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
+    base, package = tmp_path_factory.mktemp("ml"), build_package(tmp_path_factory.mktemp("package"))
+    serving_models.write_table_model(base / "model")
+    serving_models.write_table_model(package / "release")
+    with container(base) as sagemaker, functions_host(package) as azure:
+        yield sagemaker, azure
+
 
 def ask_both(doors: tuple[Server, Server], body: bytes, headers: dict[str, str]) -> tuple[Reply, Reply]:
     sagemaker, azure = doors
@@ -102,6 +137,17 @@ def ask_both(doors: tuple[Server, Server], body: bytes, headers: dict[str, str])
 def test_a_good_request_gets_the_same_bytes_from_both_doors(
     doors: tuple[Server, Server], body: bytes, headers: dict[str, str]
 ) -> None:
+    expect_the_same_bytes(doors, body, headers)
+
+
+@pytest.mark.parametrize(("body", "headers"), GOOD_TABLES.values(), ids=GOOD_TABLES.keys())
+def test_a_good_table_gets_the_same_bytes_from_both_doors(
+    table_doors: tuple[Server, Server], body: bytes, headers: dict[str, str]
+) -> None:
+    expect_the_same_bytes(table_doors, body, headers)
+
+
+def expect_the_same_bytes(doors: tuple[Server, Server], body: bytes, headers: dict[str, str]) -> None:
     sagemaker, azure = ask_both(doors, body, headers)
     assert (sagemaker.status, azure.status) == (200, 200)
     assert sagemaker.body == azure.body
@@ -111,6 +157,19 @@ def test_a_good_request_gets_the_same_bytes_from_both_doors(
 
 @pytest.mark.parametrize(("status", "code", "body", "headers"), BAD.values(), ids=BAD.keys())
 def test_a_bad_request_gets_the_same_refusal_from_both_doors(
+    doors: tuple[Server, Server], status: int, code: str, body: bytes, headers: dict[str, str]
+) -> None:
+    expect_the_same_refusal(doors, status, code, body, headers)
+
+
+@pytest.mark.parametrize(("status", "code", "body", "headers"), BAD_TABLES.values(), ids=BAD_TABLES.keys())
+def test_a_bad_table_gets_the_same_refusal_from_both_doors(
+    table_doors: tuple[Server, Server], status: int, code: str, body: bytes, headers: dict[str, str]
+) -> None:
+    expect_the_same_refusal(table_doors, status, code, body, headers)
+
+
+def expect_the_same_refusal(
     doors: tuple[Server, Server], status: int, code: str, body: bytes, headers: dict[str, str]
 ) -> None:
     replies = ask_both(doors, body, headers)

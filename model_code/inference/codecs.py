@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from model_code.inference.contract import MAX_INSTANCES, Signature
 from model_code.inference.errors import (
+    BadCsv,
     BadDtype,
     BadField,
     BadJson,
@@ -50,12 +51,16 @@ from model_code.inference.preprocess import normalise
 
 JSON = "application/json"
 NPY = "application/x-npy"
+CSV = "text/csv"
 
 # A parser keeps buffers of about ten times the largest body it has seen; after a larger one than this it is dropped.
 _KEEP_PARSER_BYTES = 512 * 1024
 _MAX_NPY_HEADER_BYTES = 1024
 _NPY_DTYPES = ("<f4", ">f4", "<f8", ">f8", "|u1")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# float() takes more than numbers: spaces around them, underscores in them, nan, inf. Without those letters it is strict.
+_CSV_CHARACTERS = b"0123456789+-.eE,"
+_CSV_SPECIAL = re.compile(r'[",\r\n]')
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _QUALITY = re.compile(r"\d+(\.\d*)?")
 
@@ -318,6 +323,50 @@ def _read_npy_header(raw: bytes) -> NpyHeader:
     return NpyHeader(np.dtype(header["descr"]), shape, "F" if header["fortran_order"] else "C")
 
 
+def _decode_csv(body: bytes, signature: Signature) -> Batch:
+    """One instance a line, its features as numbers with commas between: no header, no quotes, no spaces; LF or CRLF."""
+    shape = signature.input.shape
+    if len(shape) != 2:
+        raise UnsupportedMediaType(f"Content-Type: {CSV} is for models of tables; this one takes {JSON} and {NPY}")
+    if body.startswith(_BYTE_ORDER_MARK):
+        raise BadCsv("the body starts with a byte order mark; send UTF-8 without one")
+    body = body.removesuffix(b"\n")
+    _check_instances(body.count(b"\n") + 1 if body.strip() else 0)
+    rows = [row.removesuffix(b"\r") for row in body.split(b"\n")]
+    for number, row in enumerate(rows, start=1):
+        if row.count(b",") != _sizes(shape)[0] - 1:
+            raise BadShape(f"csv: line {number}: {row.count(b',') + 1} values; expected {_sizes(shape)[0]}")
+    cells = b",".join(rows)
+    if cells.translate(None, _CSV_CHARACTERS):
+        raise _why_not_csv(rows)
+    try:
+        values = np.array(list(map(float, cells.split(b",")))).reshape(len(rows), -1)
+    except ValueError as error:
+        raise _why_not_csv(rows) from error
+    return Batch(_to_float32("csv", values), probabilities=False)
+
+
+def _why_not_csv(rows: Sequence[bytes]) -> MalformedRequest:
+    """The first place where there is no number."""
+    line, column, cell = next(
+        (line, column, cell)
+        for line, row in enumerate(rows, start=1)
+        for column, cell in enumerate(row.split(b","), start=1)
+        if not _is_number(cell)
+    )
+    if cell.lower().lstrip(b"+-") in (b"nan", b"inf", b"infinity"):
+        return NotFinite(f"csv: line {line}, value {column}: NaN and infinity are not allowed")
+    return BadCsv(f"csv: line {line}, value {column}: not a number like 5.1 or 1e-3; no header, text, quotes or spaces")
+
+
+def _is_number(cell: bytes) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return not cell.translate(None, _CSV_CHARACTERS)
+
+
 def _check_instances(count: int) -> None:
     if count == 0:
         raise EmptyBatch("the batch is empty; it holds at least one instance")
@@ -329,7 +378,7 @@ def _image_shapes(signature: Signature) -> list[Shape]:
     """How raw images may come: (n, channels, rows, columns), and (n, rows, columns) where there is one channel."""
     shape = signature.input.shape
     if len(shape) != 4:
-        raise BadField("this model takes no raw images; send normalised data")
+        raise BadField(f"this model takes no raw images; send data, numbers of shape {_allowed([shape])}")
     return [shape, (None, *shape[2:])] if shape[1] == 1 else [shape]
 
 
@@ -363,8 +412,11 @@ def _to_float32(name: str, values: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _bad_shape(name: str, shapes: Sequence[Shape]) -> BadShape:
-    allowed = " or ".join(f"[n, {', '.join(map(str, shape[1:]))}]" for shape in shapes)
-    return BadShape(f"{name}: expected shape {allowed}")
+    return BadShape(f"{name}: expected shape {_allowed(shapes)}")
+
+
+def _allowed(shapes: Sequence[Shape]) -> str:
+    return " or ".join(f"[n, {', '.join(map(str, shape[1:]))}]" for shape in shapes)
 
 
 def _bad_dtype(name: str) -> BadDtype:
@@ -392,5 +444,18 @@ def _encode_npy(answer: Answer, signature: Signature) -> bytes:
     return stream.getvalue()
 
 
-DECODERS: Mapping[str, Decoder] = MappingProxyType({JSON: _decode_json, NPY: _decode_npy})
-ENCODERS: Mapping[str, Encoder] = MappingProxyType({JSON: _encode_json, NPY: _encode_npy})
+def _encode_csv(answer: Answer, signature: Signature) -> bytes:
+    """One label a line, quoted where it holds a comma, a quote or a line break (RFC 4180)."""
+    if answer.probabilities is not None:
+        raise BadField(f"probabilities: only with Accept: {JSON}")
+    return "".join(f"{_csv_text(label)}\n" for label in answer.labels).encode()
+
+
+@lru_cache(maxsize=1024)
+def _csv_text(label: int | str) -> str:
+    text = str(label)
+    return '"{}"'.format(text.replace('"', '""')) if _CSV_SPECIAL.search(text) else text
+
+
+DECODERS: Mapping[str, Decoder] = MappingProxyType({JSON: _decode_json, NPY: _decode_npy, CSV: _decode_csv})
+ENCODERS: Mapping[str, Encoder] = MappingProxyType({JSON: _encode_json, NPY: _encode_npy, CSV: _encode_csv})

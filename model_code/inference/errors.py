@@ -13,6 +13,7 @@
         │   ├── BadLength            the body has another length than its Content-Length
         │   ├── BadJson
         │   ├── BadNpy
+        │   ├── BadCsv
         │   ├── BadField             a key that is unknown, missing, or excludes another
         │   ├── DuplicateKey
         │   ├── BadShape
@@ -99,6 +100,10 @@ class BadJson(MalformedRequest):
 
 class BadNpy(MalformedRequest):
     code = "BAD_NPY"
+
+
+class BadCsv(MalformedRequest):
+    code = "BAD_CSV"
 
 
 class BadField(MalformedRequest):

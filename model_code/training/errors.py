@@ -4,6 +4,9 @@
     ├── BadConfiguration        hyperparameters or the files of the job; exit code 2
     ├── BadData                 a channel, or a file in it, cannot be trained on
     ├── Diverged                the loss is not a finite number any more
+    ├── CheckpointFailed        a checkpoint cannot be written
+    ├── PeerLost                another process of the job has ended
+    ├── ProcessLost             a process of this host was killed
     ├── ExportFailed            the network cannot be written as one ONNX file
     │   └── ParityError         it can, but the file answers differently
     └── Stopped                 SIGTERM; exit code 143
@@ -37,6 +40,18 @@ class BadData(TrainingError):
 
 class Diverged(TrainingError):
     """The loss is not a finite number any more."""
+
+
+class CheckpointFailed(TrainingError):
+    """A checkpoint cannot be written; the ones before it are still there."""
+
+
+class PeerLost(TrainingError):
+    """Another process that trains the same model has ended: a consequence, whose cause that one tells."""
+
+
+class ProcessLost(TrainingError):
+    """A process of this host was killed and could not tell why."""
 
 
 class ExportFailed(TrainingError):

@@ -1,12 +1,9 @@
-"""What a trained network says, and how good that is. Always in float32, without dropout, whatever it was trained in."""
+"""How good raw outputs are, in numpy alone: the training job and the evaluation of a model artifact count alike."""
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-
-_BATCH = 1000
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -17,24 +14,21 @@ class Scores:
     accuracy: float
 
 
-def raw_outputs(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Outputs (n, classes) for inputs (n, ...), in batches; the module is left in the mode in which it was found."""
-    was_training = module.training
-    module.eval()
-    try:
-        with torch.no_grad():
-            return torch.cat([module(batch) for batch in torch.split(inputs, _BATCH)])
-    finally:
-        module.train(was_training)
-
-
-def score(outputs: Tensor, labels: Tensor, activation: str) -> Scores:
+def score(outputs: NDArray[np.float32], labels: NDArray[np.int64], activation: str) -> Scores:
     """Judge raw outputs (n, classes) by labels (n,), each the index of a class; `activation` as in model.json."""
-    if activation == "logits":
-        outputs = functional.log_softmax(outputs, dim=1)
-    elif activation == "probabilities":
-        outputs = outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()
-    return Scores(
-        loss=functional.nll_loss(outputs.double(), labels).item(),
-        accuracy=(outputs.argmax(dim=1) == labels).double().mean().item(),
-    )
+    right = np.take_along_axis(_log_probabilities(outputs, activation), labels[:, np.newaxis], axis=1)
+    # Rounding can take it a hair below zero, and the metric definitions read no minus sign.
+    loss = max(0.0, -float(right.mean()))
+    return Scores(loss, accuracy=float((outputs.argmax(axis=1) == labels).mean()))
+
+
+def _log_probabilities(outputs: NDArray[np.float32], activation: str) -> NDArray[np.float64]:
+    values = outputs.astype(np.float64)
+    match activation:
+        case "log_softmax":
+            return values
+        case "logits":
+            values -= values.max(axis=1, keepdims=True)
+            return np.asarray(values - np.log(np.exp(values).sum(axis=1, keepdims=True)))
+        case _:
+            return np.asarray(np.log(values.clip(min=np.finfo(np.float32).tiny)))

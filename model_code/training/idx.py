@@ -14,11 +14,13 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from model_code.training.channels import find_files, listed
 from model_code.training.errors import BadData
 
 _TYPES = {8: "unsigned bytes", 9: "signed bytes", 11: "int16", 12: "int32", 13: "float32", 14: "float64"}
 _UNSIGNED_BYTES = 8
 _CHUNK = 2**20
+_PAIR = "A channel holds one file of images and one of labels, for instance train-images-idx3-ubyte.gz."
 _COPY_AGAIN = "Upload the file again and compare its sha256 with the original's."
 
 
@@ -47,21 +49,11 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
 
 def _find(folder: Path, channel: str, pattern: str) -> Path:
-    if not folder.is_dir():
-        siblings = sorted(path.name for path in folder.parent.glob("[!.]*") if path.is_dir())
-        raise BadData(
-            f"channel {channel!r} is missing; channels found: {_listed(siblings)}",
-            f"Give the training job an input channel named {channel}.",
-        )
-    names = sorted(path.name for path in folder.glob("[!.]*") if path.is_file())
-    matches = sorted(path.name for path in folder.glob(pattern) if path.is_file() and path.name[0] != ".")
-    if len(matches) != 1:
-        found = "more than one" if matches else "no"
-        raise BadData(
-            f"channel {channel!r} has {found} file like {pattern}; found: {_listed(matches or names)}",
-            "A channel holds one file of images and one of labels, for instance train-images-idx3-ubyte.gz.",
-        )
-    return folder / matches[0]
+    matches = find_files(folder, channel, pattern, _PAIR)
+    if len(matches) > 1:
+        found = listed([path.name for path in matches])
+        raise BadData(f"channel {channel!r} has more than one file like {pattern}; found: {found}", _PAIR)
+    return matches[0]
 
 
 def _read(stream: BinaryIO, name: str, dimensions: int) -> NDArray[np.uint8]:
@@ -105,7 +97,3 @@ def _wrong_magic(magic: bytes, wanted: bytes, name: str) -> BadData:
         f"{wanted[3]} dimension{'s' if wanted[3] > 1 else ''})",
         "Check that images and labels are not swapped; a gzipped file needs a name that ends in .gz.",
     )
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") if names else "nothing"

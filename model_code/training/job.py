@@ -26,11 +26,13 @@ from numpy.typing import NDArray
 
 from model_code import environment
 from model_code.environment import MlPaths
-from model_code.training.errors import BadConfiguration, Stopped, TrainingError
-from model_code.training.export import Provenance, TrainedModel, export_model, operators
+from model_code.training.errors import BadConfiguration, ProcessLost, Stopped, TrainingError
+from model_code.training.export import Provenance, export_model, operators
 from model_code.training.hyperparameters import as_text
+from model_code.training.launcher import Hosts, World, run_processes
+from model_code.training.log import report
+from model_code.training.trained import TrainedModel
 
-DEFAULT_MODEL = "mnist"
 _FAILURE_CHARACTERS = 1024
 _CAUSE_CHARACTERS = 200
 _FRAMES = 3
@@ -53,7 +55,10 @@ class Job:
         return Path(given) if given else self.paths.channel(name)
 
     def raise_if_stopped(self, where: str) -> None:
-        """To be called at every step: SageMaker kills the job 120 seconds after its SIGTERM. Raises Stopped."""
+        """To be called every few seconds: SageMaker kills the job 120 seconds after its SIGTERM. Raises Stopped.
+
+        torch_loop asks `stop` itself, at every step.
+        """
         if self.stop.is_set():
             raise Stopped(
                 f"STOPPED by SIGTERM {where}; no model was written",
@@ -61,30 +66,38 @@ class Job:
             )
 
 
-def report(line: str) -> None:
-    """One line into the job's log, at once: CloudWatch has no terminal, and a killed job must not keep lines back."""
-    print(line, flush=True)
-
-
-def run(model: str, train: Callable[[Job], TrainedModel]) -> int:
+def run(model: str, train: Callable[[Job], TrainedModel], processes: Callable[[], int] | None = None) -> int:
     """Run one training job from its environment; returns the exit code.
 
     0: model.onnx and model.json are in the model folder. Anything else: the model folder is empty and `failure` says why; 2 for
     hyperparameters or job files, 143 after SIGTERM, 1 for the rest.
+
+    `processes` gives how many processes of a host train together, where `train` can be shared; without it the job has one host
+    and one process. Where it makes them several, this starts them, each runs the model's train.py, and the first leaves the artifact.
     """
     paths = MlPaths.from_environment()
     with _sigterm_sets(threading.Event()) as stop:
+        world = None
         try:
-            _remove_leftovers(paths)
+            world = World.from_environment()
+            if _is_first_here(world):
+                _remove_leftovers(paths)
             job = Job(_hyperparameters(paths), paths, stop)
-            _check_single_host(paths)
+            hosts = Hosts.parse(_read_json(paths.resource_config), paths.resource_config.name)
+            count = _processes(processes, hosts)
+            if world is None and len(hosts.names) * count > 1:
+                return _run_together(model, hosts, count, job)
             trained = train(job)
             job.raise_if_stopped("after the last step")
-            _leave_artifact(model, trained, job)
+            if world is None or world.rank == 0:
+                _leave_artifact(model, trained, job)
         except Exception as error:
-            with contextlib.suppress(OSError):  # the folder may be what is broken; the first error is the one to tell
-                _remove_leftovers(paths)
-            return _fail(error, paths)
+            if _is_first_here(world):
+                with contextlib.suppress(
+                    OSError
+                ):  # the folder may be what is broken; the first error is the one to tell
+                    _remove_artifact(paths)
+            return _fail(error, paths, keep=world is not None and world.size > 1)
     return 0
 
 
@@ -121,13 +134,29 @@ def _hyperparameters(paths: MlPaths) -> dict[str, str]:
     return as_text(document, paths.hyperparameters.name)
 
 
-def _check_single_host(paths: MlPaths) -> None:
-    hosts = _read_json(paths.resource_config).get("hosts")
-    if not isinstance(hosts, list) or len(hosts) != 1:
+def _processes(processes: Callable[[], int] | None, hosts: Hosts) -> int:
+    """How many processes of this host train."""
+    if processes is not None:
+        return processes()
+    if len(hosts.names) > 1:
         raise BadConfiguration(
-            f"{paths.resource_config.name}: hosts: found {hosts!s:.60}; allowed: one host",
-            "Set InstanceCount of the training job to 1: several would each train a model of their own.",
+            f"resourceconfig.json: hosts: found {', '.join(hosts.names):.60}; allowed: one host",
+            "Set InstanceCount of the training job to 1: this model is trained by one process.",
         )
+    return 1
+
+
+def _run_together(model: str, hosts: Hosts, count: int, job: Job) -> int:
+    code = run_processes(model, hosts, count, job.stop)
+    path = _output(job.paths.failure, job.paths)
+    if code and not path.exists():
+        raise ProcessLost(f"PROCESS_LOST a process of the job ended with exit code {code} and no cause", "See the log.")
+    return code
+
+
+def _is_first_here(world: World | None) -> bool:
+    """The processes of a host share its folders, and one of them tidies up."""
+    return world is None or world.local_rank == 0
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -169,7 +198,7 @@ def _leave_artifact(model: str, trained: TrainedModel, job: Job) -> None:
         staging.mkdir(parents=True)
         description, outputs = export_model(trained, provenance, staging)
         job.raise_if_stopped("during the export")
-        _save_atomically(_output(job.paths.test_outputs, job.paths), outputs.numpy())
+        _save_atomically(_output(job.paths.test_outputs, job.paths), outputs)
         for name in _ARTIFACT:
             _sync(staging / name)
         for name in _ARTIFACT:  # model.json last: it is what makes the artifact one
@@ -180,7 +209,7 @@ def _leave_artifact(model: str, trained: TrainedModel, job: Job) -> None:
     used = operators(onnx.load(folder / environment.MODEL_FILE))
     report(
         f"exported {model}-{description.onnx.sha256[:12]}: {description.onnx.size:,} bytes, opset {description.onnx.opset}, "
-        f"operators {', '.join(f'{name}×{count}' for name, count in used.items())}; parity with torch holds; "
+        f"operators {', '.join(f'{name}×{count}' for name, count in used.items())}; parity with {trained.framework} holds; "
         f"accuracy {description.metrics['accuracy']:.4f}, loss {description.metrics['loss']:.4f}"
     )
 
@@ -206,19 +235,24 @@ def _sync(path: Path) -> None:
 
 
 def _remove_leftovers(paths: MlPaths) -> None:
-    """Of an earlier job in the same folders, or of this one where it failed."""
+    """Of an earlier job in the same folders."""
+    _remove_artifact(paths)
+    _output(paths.failure, paths).unlink(missing_ok=True)
+
+
+def _remove_artifact(paths: MlPaths) -> None:
+    """Checkpoints stay: they are what the next job goes on from."""
     folder = Path(os.environ.get(environment.SM_MODEL_DIR) or paths.model)
-    for path in (
-        *(folder / name for name in _ARTIFACT),
-        _output(paths.failure, paths),
-        _output(paths.test_outputs, paths),
-    ):
+    for path in (*(folder / name for name in _ARTIFACT), _output(paths.test_outputs, paths)):
         path.unlink(missing_ok=True)
     shutil.rmtree(folder / _STAGING, ignore_errors=True)
 
 
-def _fail(error: Exception, paths: MlPaths) -> int:
-    """Tell the log and the failure file; returns the exit code."""
+def _fail(error: Exception, paths: MlPaths, *, keep: bool = False) -> int:
+    """Tell the log and the failure file; returns the exit code.
+
+    With `keep` a failure file that is there stays: of several processes the first to fail has the cause.
+    """
     if not isinstance(error, TrainingError):
         traceback.print_exception(error)
     text = _failure_text(error)
@@ -226,7 +260,8 @@ def _fail(error: Exception, paths: MlPaths) -> int:
     path = _output(paths.failure, paths)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        with contextlib.suppress(FileExistsError), path.open("x" if keep else "w", encoding="utf-8") as file:
+            file.write(text)
     except OSError as problem:
         print(f"{path}: cannot be written ({problem.strerror})", file=sys.stderr, flush=True)
     return error.exit_code if isinstance(error, TrainingError) else 1

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model_code.training.distributed import DrawsPerExample
+
 
 class Network(nn.Module):
     """Log-probabilities (n, 10) for normalised images (n, 1, 28, 28)."""
@@ -26,7 +28,7 @@ class Network(nn.Module):
         return functional.log_softmax(self.fc2(hidden), dim=1)
 
 
-class ByteDropout(nn.Module):
+class ByteDropout(DrawsPerExample):
     """nn.Dropout for a probability that is a multiple of 1/256, with one random byte for each value.
 
     On a CPU nn.Dropout draws one Bernoulli number at a time, which is a sixth of this network's training step; here eight
@@ -40,6 +42,9 @@ class ByteDropout(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         if not self.training:
             return values
-        words = torch.empty(-(-values.numel() // 8), dtype=torch.int64, device=values.device).random_(-(2**63), None)
-        kept = words.view(torch.uint8)[: values.numel()].view(values.shape) >= self.dropped
+        each = values.shape[1:].numel()
+        total, first = (self.share.total, self.share.first) if self.share else (len(values), 0)
+        words = torch.empty(-(-total * each // 8), dtype=torch.int64, device=values.device).random_(-(2**63), None)
+        drawn = words.view(torch.uint8)[first * each : (first + len(values)) * each]
+        kept = drawn.view(values.shape) >= self.dropped
         return values * kept.to(values.dtype).mul_(256 / (256 - self.dropped))
