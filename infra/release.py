@@ -14,6 +14,7 @@ MAX_RELEASE_BYTES = 256 * 1024
 
 # Where an artifact was made: the ARN of the pipeline's execution, or this machine.
 EXECUTION = r"^(local|arn:aws[a-z-]*:sagemaker:.+)$"
+MODEL_PACKAGE = r"^arn:aws[a-z-]*:sagemaker:[a-z0-9-]+:[0-9]{12}:model-package/[a-zA-Z0-9-]+/[0-9]+$"
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 S3Uri = Annotated[
@@ -61,9 +62,9 @@ class Gate(_Part):
 
 
 class Release(_Part):
-    """What release.json says."""
+    """What release.json says. Every field is there; null where the artifact came from no registry or no known dataset."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     release_id: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*-[0-9a-f]{12}$")]
     model: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
     dataset: Annotated[str, Field(min_length=1, max_length=64)]
@@ -73,6 +74,9 @@ class Release(_Part):
     metrics: dict[str, float]
     gate: Gate
     pipeline_execution: Annotated[str, StringConstraints(pattern=EXECUTION)]
+    model_package: Annotated[str, StringConstraints(pattern=MODEL_PACKAGE)] | None
+    dataset_manifest_sha256: Sha256 | None
+    source_revision: str
     training_end_time: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
 
     @model_validator(mode="after")

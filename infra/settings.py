@@ -23,6 +23,8 @@ DEFAULT_ENVIRONMENT = "local"
 # Below these keys of the artifacts bucket: what training jobs leave, and what was released.
 TRAINING_PREFIX = "training"
 RELEASES_PREFIX = "releases"
+# What `ferry train --once` stages for its job.
+ONCE_PREFIX = f"{TRAINING_PREFIX}/once"
 MAX_SETTINGS_BYTES = 256 * 1024
 # Tags that the stacks set themselves.
 RESERVED_TAGS = ("project", "environment", "release-id")
@@ -99,13 +101,82 @@ class AwsSettings(Table):
 
 
 class TrainingSettings(Table):
-    """The training job of the SageMaker pipeline."""
+    """The SageMaker pipeline: its training job, what comes before and after it, and when it starts."""
 
-    instance_type: InstanceType = Field(default="ml.m5.xlarge", description="Instance type of the training job.")
-    volume_size_gb: Annotated[int, Field(ge=1, le=16384)] = Field(default=30, description="Encrypted volume, GiB.")
-    max_runtime_seconds: Annotated[int, Field(ge=60, le=28 * 86400)] = Field(
-        default=3600, description="SageMaker stops the job after this time; at most 28 days."
+    image: Literal["pytorch", "own"] = Field(
+        default="pytorch",
+        description="Image of the training job: AWS's PyTorch training image with our code in script mode, or our own image.",
     )
+    instance_type: InstanceType = Field(default="ml.m5.xlarge", description="Instance type of the training job.")
+    instance_count: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=1, description="Instances of the training job; more than one train one model together."
+    )
+    volume_size_gb: Annotated[int, Field(ge=1, le=16384)] = Field(
+        default=30, description="Encrypted volume of every job of the pipeline, GiB."
+    )
+    max_runtime_seconds: Annotated[int, Field(ge=60, le=28 * 86400)] = Field(
+        default=3600, description="SageMaker stops the training job after this time; at most 28 days."
+    )
+    spot: bool = Field(default=False, description="Train on managed spot instances; max_wait_seconds is needed too.")
+    max_wait_seconds: Annotated[int, Field(ge=60, le=30 * 86400)] | None = Field(
+        default=None,
+        description="With spot: longest time for waiting and training together, at least max_runtime_seconds.",
+    )
+    checkpoints: bool = Field(
+        default=False,
+        description="Keep what the job writes below /opt/ml/checkpoints in S3, for the job that goes on from it.",
+    )
+    cache_days: Annotated[int, Field(ge=1, le=365)] | None = Field(
+        default=None,
+        description="Take the result of a training and evaluation with equal arguments that is at most so many days old. "
+        "SageMaker compares names, not content: start the pipeline with the manifest of its data, as an upload does.",
+    )
+    preprocess: bool = Field(
+        default=False, description="Run preprocess.py of the model's folder on the dataset and train on what it writes."
+    )
+    processing_instance_type: InstanceType = Field(
+        default="ml.m5.large", description="Instance type of preprocessing and evaluation."
+    )
+    transform_instance_type: InstanceType = Field(
+        default="ml.m5.large", description="Instance type of the batch transform of the testing channel."
+    )
+    approval: Literal["PendingManualApproval", "Approved"] = Field(
+        default="PendingManualApproval", description="Approval status of a model package that passed the gate."
+    )
+    schedule: (
+        Annotated[str, StringConstraints(pattern=r"^(rate|cron)\([A-Za-z0-9 ,*?/#-]+\)$", max_length=256)] | None
+    ) = Field(
+        default=None,
+        description='When the pipeline starts by itself, in UTC: "rate(7 days)" or "cron(0 3 ? * MON *)" '
+        "as EventBridge Scheduler writes it; without it only data and people start it.",
+    )
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        """What SageMaker would refuse only when the pipeline runs, or what would quietly do nothing."""
+        if self.spot and self.max_wait_seconds is None:
+            raise ValueError("spot is true and max_wait_seconds is not set; spot instances need both")
+        if self.max_wait_seconds is not None and not self.spot:
+            raise ValueError(
+                f"max_wait_seconds is {self.max_wait_seconds} and spot is false; it is for spot = true only"
+            )
+        if self.max_wait_seconds is not None and self.max_wait_seconds < self.max_runtime_seconds:
+            raise ValueError(
+                f"max_wait_seconds is {self.max_wait_seconds} and max_runtime_seconds is {self.max_runtime_seconds}; "
+                "the wait includes the training, so it cannot be shorter"
+            )
+        # Each execution has its own place for checkpoints, and the cache compares it (SageMaker Developer Guide, "Default
+        # cache key attributes by pipeline step type").
+        if self.cache_days is not None and self.checkpoints:
+            raise ValueError(
+                f"cache_days is {self.cache_days} and checkpoints is true; with checkpoints nothing is found"
+            )
+        if self.cache_days is not None and self.schedule is not None:
+            raise ValueError(
+                f"cache_days is {self.cache_days} and schedule is {self.schedule!r}; a scheduled start has always the same "
+                "arguments, so it would find its last result and train nothing"
+            )
+        return self
 
 
 class HostingSettings(Table):
@@ -230,6 +301,11 @@ class Settings(Table):
     def repository(self) -> str:
         return f"{self.prefix}-serving"
 
+    @property
+    def training_repository(self) -> str:
+        """Holds our own training image."""
+        return f"{self.prefix}-training"
+
     def role(self, purpose: str) -> str:
         """IAM allows 64 characters; the region keeps two deployments of one account apart (IAM is global)."""
         return f"{self.prefix}-{purpose}-{self.aws.region}"
@@ -248,8 +324,22 @@ class Settings(Table):
 
     @property
     def dataset_prefix(self) -> str:
-        """Key prefix of the dataset in the data bucket; its manifest.json starts the pipeline."""
+        """Key prefix of the dataset in the data bucket."""
         return f"datasets/{self.model.name}"
+
+    @property
+    def dataset_manifest(self) -> str:
+        """Key of the manifest of the data that lie below the prefix now."""
+        return f"{self.dataset_prefix}/manifest.json"
+
+    def started_manifest(self, sha256: str) -> str:
+        """Key of a copy of the manifest with this sha256. It is written once, and its creation starts the pipeline."""
+        return f"{self.started_manifests}{sha256}.json"
+
+    @property
+    def started_manifests(self) -> str:
+        """What the keys of these copies begin with."""
+        return f"{self.dataset_prefix}/manifests/"
 
     @property
     def azure_name(self) -> str:

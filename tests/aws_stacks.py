@@ -1,7 +1,6 @@
 """Synthesizes the AWS stacks for tests, in this process, with the composition and the feature flags of app.py."""
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +61,3 @@ def plain(value: Any) -> str:
     if function in ("Fn::ImportValue", "Fn::GetAtt"):
         return "arn:aws:kms:eu-west-1:111122223333:key/00000000-0000-0000-0000-000000000000"
     raise AssertionError(f"no stand-in for {function} {argument}")
-
-
-def walk(document: Any, visit: Callable[[dict[str, Any]], bool]) -> Iterator[dict[str, Any]]:
-    """All objects inside `document` that `visit` accepts."""
-    if isinstance(document, dict):
-        if visit(document):
-            yield document
-        document = list(document.values())
-    if isinstance(document, list):
-        for value in document:
-            yield from walk(value, visit)

@@ -8,27 +8,26 @@ import subprocess
 import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import aws_cdk as cdk
-import botocore.session
 import pytest
 from aws_cdk import aws_s3 as s3
-from botocore.validate import ParamValidator
 from cdk_nag import AwsSolutionsChecks
 
-from infra.aws import gateway, gateway_errors, image
-from infra.aws.image import image_tag
+from infra.aws import gateway, gateway_errors, image, training
+from infra.aws.image import image_tag, training_image_tag
 from infra.aws.instance_types import volume_key
 from infra.aws.source_bundle import source_bundle
-from infra.aws.sources import SERVING_SOURCES, read_sources
+from infra.aws.sources import SERVING_SOURCES, TRAINING_IMAGE_SOURCES, read_sources
 from infra.aws.training_image import training_image
 from infra.release import ReleaseError
-from infra.settings import ROOT, Settings, SettingsError, load_settings
+from infra.settings import ROOT, Settings, SettingsError, TrainingSettings, load_settings
 from model_code import environment
 from model_code.inference import codecs, contract
-from tests.aws_stacks import STACKS, Template, compose, one, plain, resources, synthesize, walk
+from tests.aws_stacks import STACKS, Template, compose, one, plain, resources, synthesize
+from tests.pipeline_checks import problems, resolved
 from tests.stack_fixtures import dev_settings, make_release, write_release
 
 Run = subprocess.CompletedProcess[str]
@@ -37,6 +36,10 @@ KEEPERS = ("AWS::KMS::Key", "AWS::S3::Bucket", "AWS::ECR::Repository", "AWS::Log
 
 def with_hosting(settings: Settings, **changes: Any) -> Settings:
     return settings.model_copy(update={"hosting": settings.hosting.model_copy(update=changes)})
+
+
+def with_training(**changes: Any) -> Settings:
+    return dev_settings().model_copy(update={"training": TrainingSettings(**changes)})
 
 
 @pytest.fixture(scope="module")
@@ -142,10 +145,10 @@ def grants(template: Template, purpose: str) -> dict[str, dict[str, Any]]:
     return {statement["Sid"]: statement for statement in policy["PolicyDocument"]["Statement"]}
 
 
-def test_there_are_five_roles_and_none_has_a_policy_that_aws_manages(templates: dict[str, Template]) -> None:
+def test_there_are_six_roles_and_none_has_a_policy_that_aws_manages(templates: dict[str, Template]) -> None:
     roles = resources(templates["Foundation"], "AWS::IAM::Role")
     purposes = {role["RoleName"].split("-")[2] for role in roles}
-    assert purposes == {"training", "pipeline", "hosting", "gateway", "trigger"}
+    assert purposes == {"training", "evaluation", "pipeline", "hosting", "gateway", "trigger"}
     assert not [role for role in roles if "ManagedPolicyArns" in role]
 
 
@@ -164,10 +167,77 @@ def test_the_hosting_role_reads_only_released_archives(templates: dict[str, Temp
     assert touching_s3 == ["ReadReleases"]
 
 
-def test_the_training_role_writes_only_training_output(templates: dict[str, Template]) -> None:
-    statements = grants(templates["Foundation"], "training")
+@pytest.mark.parametrize("purpose", ["training", "evaluation"])
+def test_the_roles_of_the_jobs_write_only_training_output(templates: dict[str, Template], purpose: str) -> None:
+    statements = grants(templates["Foundation"], purpose)
     writes = [each["Resource"] for each in statements.values() if "s3:Put" in json.dumps(each["Action"])]
     assert writes == [f"arn:aws:s3:::{dev_settings().artifact_bucket}/training/*"]
+
+
+DATASET = {"ListDataset", "ReadDataset"}
+OUTPUT = {"WriteOutput", "UseKeyThroughS3", "EncryptOutput"}
+CONTAINER = {"EncryptVolume", "PullImage", "LogInToRegistry", "WriteLogs", "PutMetrics"}
+READ_OUTPUT = {"ListTrainingOutput", "ReadTrainingOutput"}
+GRANTS = {
+    "training": DATASET | OUTPUT | CONTAINER | {"ListOnce", "ReadOnce"},
+    "evaluation": DATASET | READ_OUTPUT | OUTPUT | CONTAINER,
+    "pipeline": {"RunJobs", "CreateCandidate", "Register", "UseKeyThroughS3", "PassJobRoles"} | READ_OUTPUT,
+    "hosting": {"ReadReleases", "UseKeyThroughS3"} | CONTAINER,
+    "gateway": {"InvokeEndpoint"},
+    "trigger": {"StartPipeline"},
+}
+
+
+def test_every_role_is_granted_exactly_this(templates: dict[str, Template]) -> None:
+    assert {purpose: set(grants(templates["Foundation"], purpose)) for purpose in GRANTS} == GRANTS
+
+
+def test_what_is_switched_on_in_the_settings_is_granted_and_no_more(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (checkout / "model_code" / "training" / "mnist" / "preprocess.py").write_text("# makes both channels\n")
+    monkeypatch.setattr(training, "ROOT", checkout)
+    settings = with_training(checkpoints=True, preprocess=True, schedule="rate(7 days)")
+    foundation = synthesize(tmp_path / "out", settings, None)["Foundation"]
+    expected = GRANTS | {
+        "training": GRANTS["training"] | READ_OUTPUT | {"ListCheckpoints", "KeepCheckpoints"},
+        "schedule": {"StartPipeline"},
+    }
+    assert {purpose: set(grants(foundation, purpose)) for purpose in expected} == expected
+    statements = grants(foundation, "training")
+    output = f"arn:aws:s3:::{settings.artifact_bucket}/training"
+    assert statements["ReadTrainingOutput"]["Resource"] == f"{output}/*/preprocess/*"
+    assert statements["KeepCheckpoints"]["Resource"] == f"{output}/*/checkpoints*"
+
+
+def test_the_pipeline_role_makes_only_what_is_named_after_pipelines_and_registers_only_in_its_group(
+    templates: dict[str, Template],
+) -> None:
+    statements = grants(templates["Foundation"], "pipeline")
+    jobs = {resource.rsplit(":", 1)[1] for resource in statements["RunJobs"]["Resource"]}
+    assert jobs == {f"{kind}-job/pipelines-*" for kind in ("training", "processing", "transform")}
+    verbs = {action.removeprefix("sagemaker:") for action in statements["RunJobs"]["Action"]}
+    assert verbs == {"AddTags"} | {
+        f"{verb}{kind}Job"
+        for verb in ("Create", "Describe", "Stop")
+        for kind in ("Training", "Processing", "Transform")
+    }
+    assert statements["CreateCandidate"]["Resource"].endswith(":model/pipelines-*")
+    group = dev_settings().model_package_group
+    registered = {resource.rsplit(":", 1)[1] for resource in statements["Register"]["Resource"]}
+    assert registered == {f"model-package-group/{group}", f"model-package/{group}/*"}
+
+
+def test_our_own_training_image_is_pulled_from_our_own_repository(tmp_path: Path) -> None:
+    settings = with_training(image="own")
+    templates = synthesize(tmp_path, settings, None)
+    pulled = grants(templates["Foundation"], "training")["PullImage"]["Resource"]
+    assert pulled.endswith(f":111122223333:repository/{settings.training_repository}")
+    assert "AWS::IAM::Policy" not in {each["Type"] for each in templates["Training"]["Resources"].values()}
+    definition = definition_of(templates["Training"])
+    assert problems(definition) == []
+    image_of_job = resolved(definition, "Train")["AlgorithmSpecification"]["TrainingImage"]
+    assert image_of_job.endswith(f"/{settings.training_repository}:{training_image_tag(ROOT)}")
 
 
 def test_the_gateway_role_invokes_one_endpoint_and_nothing_else(templates: dict[str, Template]) -> None:
@@ -182,14 +252,20 @@ def test_the_trigger_role_starts_one_pipeline_and_nothing_else(templates: dict[s
     assert statement["Resource"].endswith(f":pipeline/{dev_settings().pipeline}")
 
 
-def test_the_pipeline_role_passes_the_training_role_to_sagemaker_only(templates: dict[str, Template]) -> None:
-    statement = grants(templates["Foundation"], "pipeline")["PassTrainingRole"]
-    assert statement["Resource"]["Fn::GetAtt"][0].startswith("RolesTraining")
+def test_the_pipeline_role_passes_the_roles_of_its_jobs_to_sagemaker_only(templates: dict[str, Template]) -> None:
+    statement = grants(templates["Foundation"], "pipeline")["PassJobRoles"]
+    passed = [resource["Fn::GetAtt"][0] for resource in statement["Resource"]]
+    assert [name.startswith(role) for name, role in zip(passed, ("RolesTraining", "RolesEvaluation"), strict=True)]
     assert statement["Condition"] == {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}}
 
 
-def test_cdk_nag_finds_nothing_that_is_not_acknowledged(tmp_path: Path) -> None:
-    settings = dev_settings()
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"image": "own", "checkpoints": True, "schedule": "rate(7 days)"}],
+    ids=["default", "with what the settings can add"],
+)
+def test_cdk_nag_finds_nothing_that_is_not_acknowledged(tmp_path: Path, changes: dict[str, Any]) -> None:
+    settings = with_training(**changes)
     app = compose(tmp_path, settings, make_release(settings))
     cdk.Validations.of(app).add_plugins(AwsSolutionsChecks(app))
     app.synth()
@@ -314,47 +390,25 @@ def test_stacks_depend_on_each_other_in_one_direction(tmp_path: Path) -> None:
 # Training
 
 
-@pytest.fixture(scope="module")
-def definition(templates: dict[str, Template]) -> dict[str, Any]:
-    body = one(templates["Training"], "AWS::SageMaker::Pipeline")["PipelineDefinition"]["PipelineDefinitionBody"]
+def definition_of(training: Template) -> dict[str, Any]:
+    """The pipeline as SageMaker reads it out of the deployed template."""
+    body = one(training, "AWS::SageMaker::Pipeline")["PipelineDefinition"]["PipelineDefinitionBody"]
     definition: dict[str, Any] = json.loads(plain(body))
     return definition
 
 
-def resolve(value: Any, parameters: dict[str, str]) -> Any:
-    """What SageMaker makes of Get and Std:Join when an execution starts."""
-    if isinstance(value, list):
-        return [resolve(each, parameters) for each in value]
-    if not isinstance(value, dict):
-        return value
-    if set(value) == {"Get"}:
-        return parameters[value["Get"].removeprefix("Parameters.")]
-    if set(value) == {"Std:Join"}:
-        return value["Std:Join"]["On"].join(resolve(value["Std:Join"]["Values"], parameters))
-    return {key: resolve(each, parameters) for key, each in value.items()}
+@pytest.fixture(scope="module")
+def definition(templates: dict[str, Template]) -> dict[str, Any]:
+    return definition_of(templates["Training"])
 
 
 @pytest.fixture(scope="module")
 def training_job(definition: dict[str, Any]) -> dict[str, Any]:
-    parameters = {each["Name"]: each["DefaultValue"] for each in definition["Parameters"]}
-    (step,) = (step for step in definition["Steps"] if step["Name"] == "Train")
-    job: dict[str, Any] = resolve(step["Arguments"], parameters)
-    return job
+    return resolved(definition, "Train")
 
 
-def test_the_train_step_is_a_request_that_sagemaker_takes(training_job: dict[str, Any]) -> None:
-    shape = (
-        botocore.session.get_session().get_service_model("sagemaker").operation_model("CreateTrainingJob").input_shape
-    )
-    # The one member that SageMaker Pipelines fills in itself.
-    report = ParamValidator().validate(training_job | {"TrainingJobName": "pipelines-execution-Train-0"}, shape)
-    assert not report.has_errors(), report.generate_report()
-
-
-def test_every_parameter_that_the_pipeline_reads_exists(definition: dict[str, Any]) -> None:
-    declared = {f"Parameters.{each['Name']}" for each in definition["Parameters"]}
-    read = {each["Get"] for each in walk(definition["Steps"], lambda each: set(each) == {"Get"})}
-    assert read == declared
+def test_sagemaker_would_take_the_deployed_definition(definition: dict[str, Any]) -> None:
+    assert problems(definition) == []
 
 
 def test_the_training_job_reads_both_channels_of_its_dataset(training_job: dict[str, Any]) -> None:
@@ -362,7 +416,11 @@ def test_the_training_job_reads_both_channels_of_its_dataset(training_job: dict[
         each["ChannelName"]: each["DataSource"]["S3DataSource"]["S3Uri"] for each in training_job["InputDataConfig"]
     }
     dataset = f"s3://{dev_settings().data_bucket}/datasets/mnist"
-    assert channels == {"training": f"{dataset}/train/", "testing": f"{dataset}/test/"}
+    assert channels == {
+        "training": f"{dataset}/train/",
+        "testing": f"{dataset}/test/",
+        "manifest": f"{dataset}/manifest.json",
+    }
 
 
 def test_the_training_job_runs_our_program_on_the_settings_dataset(training_job: dict[str, Any]) -> None:
@@ -380,19 +438,68 @@ def test_the_training_role_may_read_the_bundle_that_the_job_names(
     assert (statement["Action"], statement["Resource"]) == ("s3:GetObject", f"arn:aws:s3:::{bundle}")
 
 
-def test_a_new_manifest_starts_the_pipeline_with_parameters_that_it_has(
+def test_a_manifest_that_was_never_there_starts_the_pipeline_on_its_data(
     templates: dict[str, Template], definition: dict[str, Any]
 ) -> None:
+    settings = dev_settings()
     rule = one(templates["Training"], "AWS::Events::Rule")
-    assert rule["EventPattern"]["detail"] == {
-        "bucket": {"name": [dev_settings().data_bucket]},
-        "object": {"key": ["datasets/mnist/manifest.json"]},
-    }
+    (pattern,) = rule["EventPattern"]["detail"]["object"]["key"]
+    assert rule["EventPattern"]["detail"]["bucket"] == {"name": [settings.data_bucket]}
+    assert settings.started_manifest("0f" * 32).startswith(pattern["prefix"])
+    # The manifest of what lies there now is written again with every upload, and must start nothing.
+    assert not settings.dataset_manifest.startswith(pattern["prefix"])
     (target,) = rule["Targets"]
-    given = {each["Name"] for each in target["SageMakerPipelineParameters"]["PipelineParameterList"]}
-    assert given <= {each["Name"] for each in definition["Parameters"]}
-    assert target["Arn"].endswith(f":pipeline/{dev_settings().pipeline}")
+    given = {each["Name"]: each["Value"] for each in target["SageMakerPipelineParameters"]["PipelineParameterList"]}
+    assert given == {"DatasetManifest": "$.detail.object.key"}
+    assert set(given) <= {each["Name"] for each in definition["Parameters"]}
+    assert target["Arn"].endswith(f":pipeline/{settings.pipeline}")
     assert target["DeadLetterConfig"]
+
+
+def test_without_a_schedule_only_data_and_people_start_the_pipeline(templates: dict[str, Template]) -> None:
+    assert resources(templates["Training"], "AWS::Scheduler::Schedule") == []
+
+
+def test_a_schedule_starts_the_pipeline_with_a_role_and_a_queue_of_its_own(tmp_path: Path) -> None:
+    settings = with_training(schedule="cron(0 3 ? * MON *)")
+    templates = synthesize(tmp_path, settings, None)
+    schedule = one(templates["Training"], "AWS::Scheduler::Schedule")
+    assert schedule["ScheduleExpression"] == "cron(0 3 ? * MON *)"
+    target = schedule["Target"]
+    assert plain(target["Arn"]).endswith(f":pipeline/{settings.pipeline}")
+    assert target["DeadLetterConfig"]["Arn"] == {"Fn::GetAtt": [queue_id(templates["Training"]), "Arn"]}
+    (statement,) = (
+        statement
+        for policy in resources(templates["Training"], "AWS::IAM::Policy")
+        for statement in policy["PolicyDocument"]["Statement"]
+        if statement["Sid"] == "KeepFailedStarts"
+    )
+    assert (statement["Action"], statement["Resource"]) == ("sqs:SendMessage", target["DeadLetterConfig"]["Arn"])
+    assert set(grants(templates["Foundation"], "schedule")) == {"StartPipeline"}
+
+
+def queue_id(template: Template) -> str:
+    (identifier,) = (name for name, each in template["Resources"].items() if each["Type"] == "AWS::SQS::Queue")
+    return identifier
+
+
+def test_a_failed_execution_a_failed_start_and_a_lost_event_each_raise_an_alarm(
+    templates: dict[str, Template],
+) -> None:
+    alarms = resources(templates["Training"], "AWS::CloudWatch::Alarm")
+    watched = {(each["Namespace"], each["MetricName"]): each["Dimensions"][0] for each in alarms}
+    assert watched.keys() == {
+        ("AWS/Events", "FailedInvocations"),
+        ("AWS/SQS", "ApproximateNumberOfMessagesVisible"),
+        ("AWS/Sagemaker/ModelBuildingPipeline", "ExecutionFailed"),
+    }
+    pipeline = {"Name": "PipelineName", "Value": dev_settings().pipeline}
+    assert watched["AWS/Sagemaker/ModelBuildingPipeline", "ExecutionFailed"] == pipeline
+
+
+def test_preprocessing_without_a_script_is_refused_by_its_key(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"training\.preprocess: .*model_code/training/mnist/preprocess\.py"):
+        compose(tmp_path, with_training(preprocess=True), None)
 
 
 @pytest.mark.parametrize("instance_type", ["ml.m5d.large", "ml.g4dn.xlarge", "ml.g5.2xlarge", "ml.p4d.24xlarge"])
@@ -449,17 +556,65 @@ def test_the_source_bundle_follows_its_files_and_only_them(checkout: Path) -> No
 def test_the_image_tag_follows_the_serving_sources_and_only_them(checkout: Path) -> None:
     before = image_tag(checkout)
     assert before == image_tag(ROOT)
-    append(checkout / "model_code" / "training" / "__init__.py", "# edited\n")
+    append(checkout / "model_code" / "training" / "job.py", "# edited\n")
     assert image_tag(checkout) == before
     append(checkout / "model_code" / "container" / "Dockerfile", "# edited\n")
     assert image_tag(checkout) != before
 
 
-def test_the_image_tag_covers_the_build_context_of_the_image() -> None:
-    lines = (ROOT / ".dockerignore").read_text().splitlines()
+def test_the_tag_of_the_serving_image_follows_a_preprocessing_script(checkout: Path) -> None:
+    before = image_tag(checkout)
+    (checkout / "model_code" / "training" / "mnist" / "preprocess.py").write_text("# new\n")
+    assert image_tag(checkout) != before
+
+
+def test_the_tag_of_the_training_image_follows_the_training_sources_and_only_them(checkout: Path) -> None:
+    before = training_image_tag(checkout)
+    assert before == training_image_tag(ROOT)
+    append(checkout / "model_code" / "container" / "server.py", "# edited\n")
+    assert training_image_tag(checkout) == before
+    append(checkout / "model_code" / "training" / "job.py", "# edited\n")
+    assert training_image_tag(checkout) != before
+
+
+@pytest.mark.parametrize(
+    ("ignore_file", "sources"),
+    [
+        (".dockerignore", SERVING_SOURCES),
+        ("model_code/container/Dockerfile.training.dockerignore", TRAINING_IMAGE_SOURCES),
+    ],
+    ids=["serving", "training"],
+)
+def test_the_image_tag_covers_the_build_context_of_the_image(ignore_file: str, sources: tuple[str, ...]) -> None:
+    lines = (ROOT / ignore_file).read_text().splitlines()
     patterns = [line.removeprefix("!") for line in lines if line.startswith("!")]
     context = {path.relative_to(ROOT).as_posix() for pattern in patterns for path in ROOT.glob(pattern)}
-    assert set(read_sources(ROOT, SERVING_SOURCES)) == context
+    assert set(read_sources(ROOT, sources)) == context
+
+
+@pytest.mark.parametrize(
+    ("dockerfile", "sources"),
+    [
+        ("model_code/container/Dockerfile", SERVING_SOURCES),
+        ("model_code/container/Dockerfile.training", TRAINING_IMAGE_SOURCES),
+    ],
+    ids=["serving", "training"],
+)
+def test_the_dockerfile_copies_the_whole_build_context_and_nothing_that_is_not_in_it(
+    dockerfile: str, sources: tuple[str, ...]
+) -> None:
+    context = set(read_sources(ROOT, sources)) - {dockerfile}
+    copied: set[str] = set()
+    text = (ROOT / dockerfile).read_text().replace("\\\n", " ")
+    for line in text.splitlines():
+        if line.startswith("COPY "):
+            *names, target = line.split()[1:]
+            for name in names:
+                found = {each for each in context if PurePosixPath(each).match(name) or each.startswith(f"{name}/")}
+                assert found, f"COPY {name}: not in the build context"
+                copied |= found
+            assert len(names) == 1 or target.endswith("/")
+    assert copied == context
 
 
 def append(path: Path, text: str) -> None:

@@ -25,7 +25,8 @@ def test_names_keep_to_the_limits_of_their_platforms(name: str) -> None:
     assert len(settings.function_app) <= 32
     assert all(len(bucket) <= 63 for bucket in (settings.data_bucket, settings.artifact_bucket, settings.log_bucket))
     assert all(
-        len(settings.role(purpose)) <= 64 for purpose in ("training", "pipeline", "hosting", "gateway", "trigger")
+        len(settings.role(purpose)) <= 64
+        for purpose in ("training", "evaluation", "pipeline", "hosting", "gateway", "trigger", "schedule")
     )
 
 
@@ -42,6 +43,8 @@ def test_only_the_local_environment_stands_for_one_machine() -> None:
         ("[hosting]\ninstance_count = '2'", "hosting.instance_count: found '2'"),
         ("[hosting]\nimage_digest = 'latest'", "hosting.image_digest: found 'latest'"),
         ("[training]\nmax_runtime_seconds = 2419201", "training.max_runtime_seconds: found 2419201"),
+        ("[training]\nimage = 'mine'", "training.image: found 'mine'"),
+        ("[training]\nschedule = 'weekly'", "training.schedule: found 'weekly'"),
         ("[gateway]\nrate_limit = 10001", "gateway.rate_limit: found 10001"),
         ("[gatway]\nrate_limit = 1", "gatway: unknown key; did you mean 'gateway'?"),
     ],
@@ -62,7 +65,7 @@ def test_a_wrong_line_is_refused_by_its_key(tmp_path: Path, line: str, complaint
         ('"us-east-1"', '"mars"', "aws.region: found 'mars'"),
         ('"westeurope"', '"West Europe"', "azure.location: found 'West Europe'"),
         ('"tests"', '"no"', "azure.suffix: found 'no'"),
-        ('dataset = "mnist"', 'dataset = "fashion"', "model.dataset is 'fashion'; allowed: digits, mnist"),
+        ('dataset = "mnist"', 'dataset = "fashion"', "model.dataset is 'fashion'; allowed: digits, iris, mnist"),
         ('region = "us-east-1"', "", "aws.region: missing"),
         ("gate = 0.95", "gate = 1.5", "datasets.digits.gate: found 1.5"),
         ("gate = 0.95", "gate = nan", "datasets.digits.gate: found nan"),
@@ -75,6 +78,28 @@ def test_a_wrong_value_is_refused_by_its_key(tmp_path: Path, old: str, new: str,
     with pytest.raises(SettingsError) as refused:
         load_settings(str(path))
     assert complaint in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "keys"),
+    [
+        ("spot = true", ("spot", "max_wait_seconds")),
+        ("max_wait_seconds = 3600", ("max_wait_seconds", "spot")),
+        ("spot = true\nmax_wait_seconds = 3599", ("max_wait_seconds", "max_runtime_seconds")),
+        ("cache_days = 7\ncheckpoints = true", ("cache_days", "checkpoints")),
+        ("cache_days = 7\nschedule = 'rate(7 days)'", ("cache_days", "schedule")),
+    ],
+)
+def test_training_settings_that_exclude_each_other_are_refused_by_both_keys(
+    tmp_path: Path, lines: str, keys: tuple[str, str]
+) -> None:
+    path = write_settings(tmp_path)
+    path.write_text(f"{path.read_text()}\n[training]\n{lines}\n")
+    with pytest.raises(SettingsError) as refused:
+        load_settings(str(path))
+    first, second = keys
+    assert f"{path}: training: {first} is " in str(refused.value)
+    assert f" {second} is " in str(refused.value)
 
 
 def test_ports_of_the_local_environment_must_differ(tmp_path: Path) -> None:

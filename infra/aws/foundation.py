@@ -1,4 +1,4 @@
-"""What outlives every model: key, buckets, image repository, roles and the endpoint's log group."""
+"""What outlives every model: key, buckets, image repositories, roles and the endpoint's log group."""
 
 import aws_cdk as cdk
 from aws_cdk import aws_ecr as ecr
@@ -9,17 +9,17 @@ from constructs import Construct
 
 from infra.aws.roles import Roles
 from infra.aws.stack import EnvironmentStack
-from infra.aws.training_image import training_repository_arn
 from infra.settings import TRAINING_PREFIX, Settings
 
-KEPT_IMAGES = 20
+# The serving repository gets two for each version of the sources: one serves, one runs the processing jobs.
+KEPT_IMAGES = 40
 OLD_VERSION_DAYS = 90
 TRAINING_OUTPUT_DAYS = 180
 ABORTED_UPLOAD_DAYS = 7
 
 
 class FoundationStack(EnvironmentStack):
-    """Key, buckets, repository and roles of one environment; kept when everything else goes."""
+    """Key, buckets, repositories and roles of one environment; kept when everything else goes."""
 
     def __init__(self, scope: Construct, construct_id: str, *, settings: Settings) -> None:
         super().__init__(
@@ -27,21 +27,22 @@ class FoundationStack(EnvironmentStack):
             construct_id,
             settings=settings,
             purpose="foundation",
-            description="Key, buckets, image repository and roles that outlive every model.",
+            description="Key, buckets, image repositories and roles that outlive every model.",
             termination_protection=settings.aws.retain_data,
         )
         self.key = self._key()
         self._access_logs = self._log_bucket()
         self.data = self._data_bucket()
         self.artifacts = self._artifact_bucket()
-        self.repository = self._repository()
+        self.repository = self._repository("Repository", settings.repository)
+        # There whatever training.image says: a repository of a fixed name that is kept could not be made a second time.
+        self._repository("TrainingRepository", settings.training_repository)
         self.log_group("EndpointLogs", key=self.key, name=f"/aws/sagemaker/Endpoints/{settings.endpoint}")
         self.roles = Roles(
             self,
             "Roles",
             settings=settings,
             key_arn=self.key.key_arn,
-            training_repository_arn=training_repository_arn(settings.aws.region, partition=self.partition),
         )
         # Without a release nobody reads these two yet; exported only then, a first release would have to change Foundation.
         for role in (self.roles.hosting, self.roles.gateway):
@@ -147,11 +148,11 @@ class FoundationStack(EnvironmentStack):
             id="ExpireOldVersions", noncurrent_version_expiration=cdk.Duration.days(OLD_VERSION_DAYS)
         )
 
-    def _repository(self) -> ecr.Repository:
+    def _repository(self, construct_id: str, name: str) -> ecr.Repository:
         return ecr.Repository(
             self,
-            "Repository",
-            repository_name=self.settings.repository,
+            construct_id,
+            repository_name=name,
             encryption=ecr.RepositoryEncryption.KMS,
             encryption_key=self.key,
             image_scan_on_push=True,

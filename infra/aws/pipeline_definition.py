@@ -1,110 +1,155 @@
-"""The SageMaker pipeline as a plain value (definition schema 2020-12-01); no CDK here, so a test can read every step."""
+"""The SageMaker pipeline as a plain value (definition schema 2020-12-01); no CDK here, so a test can read every step.
 
-from dataclasses import dataclass
+[Preprocess] ─▶ Train ─▶ Evaluate ─▶ CheckAccuracy ─ yes ─▶ Register, CreateModel ─▶ Transform
+                                                   └ no ──▶ BelowGate
+"""
+
 from typing import Any
 
-from infra.settings import Settings
+from infra.aws.pipeline_functions import join, parameter, property_value
+from infra.aws.pipeline_requests import (
+    CREATE_MODEL,
+    EVALUATE,
+    EVALUATION,
+    EVALUATION_REPORT,
+    PREPROCESS,
+    TRAIN,
+    TRANSFORM,
+    PipelineResources,
+    candidate_model,
+    evaluation_job,
+    hyperparameter_names,
+    model_package,
+    preprocessing_job,
+    training_job,
+    transform_job,
+)
+from infra.settings import Settings, SettingsError
 from model_code import environment
 
+Step = dict[str, Any]
 
-@dataclass(frozen=True)
-class PipelineResources:
-    """What the pipeline works with; every value may be a token that only the deployment resolves.
-
-    `dataset_uri` and `output_uri` are s3:// prefixes without a trailing slash, `source_uri` is the s3:// object of the source
-    bundle, `role_arn` the execution role of the jobs. The keys encrypt output and volumes; some instance types take none for
-    their volume.
-    """
-
-    dataset_uri: str
-    output_uri: str
-    source_uri: str
-    training_image: str
-    role_arn: str
-    output_key_arn: str
-    volume_key_arn: str | None
+# What passes by itself. The first kind SageMaker would retry anyway, with waits of its own; the second, which takes a new job,
+# only where a policy says so (Developer Guide, "Retry Policy for Pipeline Steps").
+SERVICE_RETRIES = {
+    "ExceptionType": ["Step.SERVICE_FAULT", "Step.THROTTLING"],
+    "IntervalSeconds": 30,
+    "BackoffRate": 2.0,
+    "MaxAttempts": 5,
+}
+JOB_RETRIES = {
+    "ExceptionType": ["SageMaker.JOB_INTERNAL_ERROR", "SageMaker.CAPACITY_ERROR", "SageMaker.RESOURCE_LIMIT"],
+    "IntervalSeconds": 300,
+    "BackoffRate": 2.0,
+    "MaxAttempts": 4,
+}
 
 
 def pipeline_definition(settings: Settings, resources: PipelineResources) -> dict[str, Any]:
-    """Train the environment's model on its dataset."""
+    """Train the environment's model on its dataset, judge it, and register what passes the gate.
+
+    Raises SettingsError where a hyperparameter cannot be a parameter of the pipeline.
+    """
     return {
         "Version": "2020-12-01",
         "Metadata": {},
-        "Parameters": [
-            _parameter("DatasetUri", resources.dataset_uri),
-            _parameter("TrainingInstanceType", settings.training.instance_type),
-        ],
+        "Parameters": _parameters(settings, resources),
         "Steps": [
-            {
-                "Name": "Train",
-                "Type": "Training",
-                "Arguments": _training_job(settings, resources),
-                "RetryPolicies": [
-                    {
-                        "ExceptionType": ["Step.SERVICE_FAULT", "Step.THROTTLING"],
-                        "IntervalSeconds": 30,
-                        "BackoffRate": 2.0,
-                        "MaxAttempts": 5,
-                    }
-                ],
-            }
+            *_preprocess(settings, resources),
+            _job(TRAIN, "Training", training_job(settings, resources), cache=_cache(settings)),
+            _evaluate(settings, resources),
+            _check_accuracy(settings, resources),
         ],
     }
 
 
-def _training_job(settings: Settings, resources: PipelineResources) -> dict[str, Any]:
-    """The CreateTrainingJob request. Script mode fetches its code with the role, so the job has a network."""
-    dataset = settings.datasets[settings.model.dataset]
-    instances: dict[str, Any] = {
-        "InstanceType": {"Get": "Parameters.TrainingInstanceType"},
-        "InstanceCount": 1,
-        "VolumeSizeInGB": settings.training.volume_size_gb,
+def _parameters(settings: Settings, resources: PipelineResources) -> list[dict[str, Any]]:
+    """What an execution may be started with. The manifest's default is the one of the data that lie there now."""
+    training, dataset = settings.training, settings.datasets[settings.model.dataset]
+    parameters: list[dict[str, Any]] = [
+        _text("Dataset", settings.model.dataset),
+        _text("DatasetUri", resources.dataset_uri),
+        _text("DatasetManifest", settings.dataset_manifest),
+        _text("TrainingInstanceType", training.instance_type),
+        _text("ProcessingInstanceType", training.processing_instance_type),
+        _text("TransformInstanceType", training.transform_instance_type),
+        _text("ApprovalStatus", training.approval),
+        {"Name": "Gate", "Type": "Float", "DefaultValue": dataset.gate},
+        *(_text(name, dataset.hyperparameters[key]) for key, name in hyperparameter_names(settings).items()),
+    ]
+    names = [each["Name"] for each in parameters]
+    for key, name in hyperparameter_names(settings).items():
+        if names.count(name) > 1:
+            raise SettingsError(
+                f"datasets.{settings.model.dataset}.hyperparameters: {key!r} is the pipeline parameter {name!r}, and so is "
+                "something else; rename it in the settings and in the model's train.py"
+            )
+    return parameters
+
+
+def _preprocess(settings: Settings, resources: PipelineResources) -> list[Step]:
+    if not settings.training.preprocess:
+        return []
+    return [_job(PREPROCESS, "Processing", preprocessing_job(settings, resources), cache=_cache(settings))]
+
+
+def _evaluate(settings: Settings, resources: PipelineResources) -> Step:
+    report = {
+        "PropertyFileName": EVALUATION_REPORT,
+        "OutputName": EVALUATION,
+        "FilePath": environment.EVALUATION_FILE,
     }
-    if resources.volume_key_arn:
-        instances["VolumeKmsKeyId"] = resources.volume_key_arn
+    step = _job(EVALUATE, "Processing", evaluation_job(settings, resources), cache=_cache(settings))
+    return step | {"PropertyFiles": [report]}
+
+
+def _check_accuracy(settings: Settings, resources: PipelineResources) -> Step:
+    accuracy = property_value(EVALUATE, EVALUATION_REPORT, environment.ACCURACY_PATH)
+    register = {
+        "Name": "Register",
+        "Type": "RegisterModel",
+        "Arguments": model_package(settings, resources),
+        "RetryPolicies": [SERVICE_RETRIES],
+    }
+    create_model = {
+        "Name": CREATE_MODEL,
+        "Type": "Model",
+        "Arguments": candidate_model(resources),
+        "RetryPolicies": [SERVICE_RETRIES],
+    }
+    message = join(
+        " ",
+        "GATE_FAILED: accuracy",
+        accuracy,
+        "is below",
+        parameter("Gate"),
+        "which is the gate of dataset",
+        parameter("Dataset"),
+        "and nothing was registered",
+    )
     return {
-        "AlgorithmSpecification": {
-            "TrainingImage": resources.training_image,
-            "TrainingInputMode": "File",
-            "EnableSageMakerMetricsTimeSeries": True,
-            "MetricDefinitions": [{"Name": name, "Regex": regex} for name, regex in environment.METRIC_DEFINITIONS],
+        "Name": "CheckAccuracy",
+        "Type": "Condition",
+        "Arguments": {
+            "Conditions": [
+                {"Type": "GreaterThanOrEqualTo", "LeftValue": accuracy, "RightValue": parameter("Gate")},
+            ],
+            "IfSteps": [register, create_model, _job(TRANSFORM, "Transform", transform_job(settings, resources))],
+            "ElseSteps": [{"Name": "BelowGate", "Type": "Fail", "Arguments": {"ErrorMessage": message}}],
         },
-        "RoleArn": resources.role_arn,
-        "InputDataConfig": [_channel(name, folder) for name, folder in environment.CHANNEL_FOLDERS.items()],
-        "OutputDataConfig": {
-            "S3OutputPath": resources.output_uri,
-            "KmsKeyId": resources.output_key_arn,
-            "CompressionType": "GZIP",
-        },
-        "ResourceConfig": instances,
-        "StoppingCondition": {"MaxRuntimeInSeconds": settings.training.max_runtime_seconds},
-        "HyperParameters": dataset.hyperparameters
-        | {
-            "sagemaker_program": f"model_code/training/{settings.model.name}/train.py",
-            "sagemaker_region": settings.aws.region,
-            "sagemaker_submit_directory": resources.source_uri,
-        },
-        "Environment": {environment.MODEL_NAME: settings.model.name, environment.DATASET: settings.model.dataset},
-        "EnableInterContainerTrafficEncryption": True,
-        "EnableManagedSpotTraining": False,
-        "EnableNetworkIsolation": False,
     }
 
 
-def _parameter(name: str, default: str) -> dict[str, str]:
+def _job(name: str, kind: str, request: dict[str, Any], cache: dict[str, Any] | None = None) -> Step:
+    """A step that runs a job, with what it is retried on."""
+    step = {"Name": name, "Type": kind, "Arguments": request, "RetryPolicies": [SERVICE_RETRIES, JOB_RETRIES]}
+    return step | ({"CacheConfig": cache} if cache else {})
+
+
+def _cache(settings: Settings) -> dict[str, Any]:
+    days = settings.training.cache_days
+    return {"Enabled": False} if days is None else {"Enabled": True, "ExpireAfter": f"P{days}D"}
+
+
+def _text(name: str, default: str) -> dict[str, str]:
     return {"Name": name, "Type": "String", "DefaultValue": default}
-
-
-def _channel(name: str, folder: str) -> dict[str, Any]:
-    return {
-        "ChannelName": name,
-        "DataSource": {
-            "S3DataSource": {
-                "S3DataType": "S3Prefix",
-                "S3Uri": {"Std:Join": {"On": "/", "Values": [{"Get": "Parameters.DatasetUri"}, f"{folder}/"]}},
-                "S3DataDistributionType": "FullyReplicated",
-            }
-        },
-        "CompressionType": "None",
-        "RecordWrapperType": "None",
-    }

@@ -1,4 +1,4 @@
-"""The five roles, each with the least it needs. Nobody gets a policy that AWS manages."""
+"""The roles, each with the least it needs. Nobody gets a policy that AWS manages."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,8 @@ from aws_cdk import aws_iam as iam
 from constructs import Construct
 
 from infra.aws.stack import acknowledge
-from infra.settings import RELEASES_PREFIX, TRAINING_PREFIX, Settings
+from infra.aws.training_image import training_repository_arn
+from infra.settings import ONCE_PREFIX, RELEASES_PREFIX, TRAINING_PREFIX, Settings
 
 # SageMaker Pipelines names the jobs of every pipeline pipelines-<execution id>-<step>-<suffix>.
 PIPELINE_JOB_PREFIX = "pipelines-"
@@ -26,69 +27,90 @@ class Grant:
 
 
 class Roles(Construct):
-    """Training, pipeline, hosting, gateway and trigger role.
+    """Training, evaluation, pipeline, hosting, gateway and trigger role, and one for the schedule where there is one.
 
     Resources are named by the settings, not by reference: a role may exist before what it may use, and a change of the
     endpoint or of the pipeline never touches the roles.
     """
 
-    def __init__(
-        self, scope: Construct, construct_id: str, *, settings: Settings, key_arn: str, training_repository_arn: str
-    ) -> None:
+    def __init__(self, scope: Construct, construct_id: str, *, settings: Settings, key_arn: str) -> None:
         super().__init__(scope, construct_id)
         self._settings = settings
         self._stack = cdk.Stack.of(self)
         self._key_arn = key_arn
-        self.training = self._role("training", "sagemaker", self._training(training_repository_arn))
+        self.training = self._role("training", "sagemaker", self._training())
+        self.evaluation = self._role("evaluation", "sagemaker", self._evaluation())
         self.pipeline = self._role("pipeline", "sagemaker", self._pipeline())
         self.hosting = self._role("hosting", "sagemaker", self._hosting())
         self.gateway = self._role("gateway", "apigateway", self._gateway())
-        self.trigger = self._role("trigger", "events", self._trigger())
+        self.trigger = self._role("trigger", "events", self._start_pipeline())
+        self.schedule = (
+            self._role("schedule", "scheduler", self._start_pipeline()) if settings.training.schedule else None
+        )
 
-    def _training(self, repository_arn: str) -> list[Grant]:
-        """What a training job does with its role: read one dataset, write its output, pull AWS's image, log."""
-        data, artifacts = self._settings.data_bucket, self._settings.artifact_bucket
-        dataset = self._settings.dataset_prefix
+    def _training(self) -> list[Grant]:
+        """What a training job does with its role: read one dataset, write its output, pull its image, log."""
+        training = self._settings.training
         return [
-            Grant("ListDataset", ("s3:ListBucket",), (self._s3(data),), {"StringLike": {"s3:prefix": f"{dataset}/*"}}),
-            Grant(
-                "ReadDataset",
-                ("s3:GetObject",),
-                (self._s3(data, f"{dataset}/*"),),
-                wildcard="The files of one dataset.",
-            ),
-            Grant(
-                "WriteOutput",
-                ("s3:PutObject",),
-                (self._s3(artifacts, f"{TRAINING_PREFIX}/*"),),
-                wildcard="SageMaker puts the job's name into the key.",
-            ),
-            self._use_key_through_s3("kms:Decrypt", "kms:GenerateDataKey"),
-            # The API reference asks for it beside what S3 does with the key (CreateTrainingJob, OutputDataConfig.KmsKeyId).
-            Grant("EncryptOutput", ("kms:Encrypt",), (self._key_arn,)),
+            *self._read_dataset(),
+            *(self._read_training_output("*/preprocess/*", "What preprocessing made.") if training.preprocess else []),
+            *(self._keep_checkpoints() if training.checkpoints else []),
+            *(self._read_once() if training.image == "pytorch" else []),
+            *self._write_training_output(),
             self._encrypt_volume(),
-            *self._pull_image(repository_arn),
+            *self._pull_image(self._training_repository()),
             *self._write_logs("/aws/sagemaker/TrainingJobs"),
         ]
 
-    def _pipeline(self) -> list[Grant]:
-        jobs = self._arn("sagemaker", f"training-job/{PIPELINE_JOB_PREFIX}*")
+    def _evaluation(self) -> list[Grant]:
+        """The processing jobs, and the candidate model of the batch transform: all that runs our serving code on test data."""
         return [
+            *self._read_dataset(),
+            *self._read_training_output("*", "The artifact and the test data of every execution."),
+            *self._write_training_output(),
+            self._encrypt_volume(),
+            *self._pull_image(self._arn("ecr", f"repository/{self._settings.repository}")),
+            *self._write_logs("/aws/sagemaker/ProcessingJobs", "/aws/sagemaker/TransformJobs"),
+        ]
+
+    def _pipeline(self) -> list[Grant]:
+        group = self._settings.model_package_group
+        jobs = tuple(
+            self._arn("sagemaker", f"{kind}/{PIPELINE_JOB_PREFIX}*")
+            for kind in ("training-job", "processing-job", "transform-job")
+        )
+        verbs = [
+            f"{verb}{kind}Job"
+            for kind in ("Training", "Processing", "Transform")
+            for verb in ("Create", "Describe", "Stop")
+        ]
+        named = "SageMaker Pipelines gives everything that it makes a new name; this is the part that it never changes."
+        return [
+            Grant("RunJobs", ("sagemaker:AddTags", *(f"sagemaker:{verb}" for verb in verbs)), jobs, wildcard=named),
             Grant(
-                "RunTrainingJobs",
-                (
-                    "sagemaker:AddTags",
-                    "sagemaker:CreateTrainingJob",
-                    "sagemaker:DescribeTrainingJob",
-                    "sagemaker:StopTrainingJob",
-                ),
-                (jobs,),
-                wildcard="SageMaker Pipelines gives every job a new name; this is the part that it never changes.",
+                "CreateCandidate",
+                ("sagemaker:AddTags", "sagemaker:CreateModel", "sagemaker:DescribeModel"),
+                (self._arn("sagemaker", f"model/{PIPELINE_JOB_PREFIX}*"),),
+                wildcard=named,
             ),
             Grant(
-                "PassTrainingRole",
+                "Register",
+                ("sagemaker:AddTags", "sagemaker:CreateModelPackage", "sagemaker:DescribeModelPackage"),
+                (
+                    self._arn("sagemaker", f"model-package-group/{group}"),
+                    self._arn("sagemaker", f"model-package/{group}/*"),
+                ),
+                wildcard="The versions of one group.",
+            ),
+            # The condition reads the accuracy itself.
+            *self._read_training_output(
+                "*/evaluate/evaluation/*", "Every execution has an evaluation.json of its own."
+            ),
+            self._use_key_through_s3("kms:Decrypt"),
+            Grant(
+                "PassJobRoles",
                 ("iam:PassRole",),
-                (self.training.role_arn,),
+                (self.training.role_arn, self.evaluation.role_arn),
                 {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}},
             ),
         ]
@@ -107,9 +129,68 @@ class Roles(Construct):
         endpoint = self._arn("sagemaker", f"endpoint/{self._settings.endpoint}")
         return [Grant("InvokeEndpoint", ("sagemaker:InvokeEndpoint",), (endpoint,))]
 
-    def _trigger(self) -> list[Grant]:
+    def _start_pipeline(self) -> list[Grant]:
         pipeline = self._arn("sagemaker", f"pipeline/{self._settings.pipeline}")
         return [Grant("StartPipeline", ("sagemaker:StartPipelineExecution",), (pipeline,))]
+
+    def _training_repository(self) -> str:
+        if self._settings.training.image == "own":
+            return self._arn("ecr", f"repository/{self._settings.training_repository}")
+        return training_repository_arn(self._settings.aws.region, partition=self._stack.partition)
+
+    def _read_dataset(self) -> list[Grant]:
+        data, prefix = self._settings.data_bucket, f"{self._settings.dataset_prefix}/*"
+        return [
+            Grant("ListDataset", ("s3:ListBucket",), (self._s3(data),), {"StringLike": {"s3:prefix": prefix}}),
+            Grant("ReadDataset", ("s3:GetObject",), (self._s3(data, prefix),), wildcard="The files of one dataset."),
+        ]
+
+    def _read_training_output(self, keys: str, wildcard: str) -> list[Grant]:
+        """`keys` is a pattern below the prefix of the training output, which starts with the id of an execution."""
+        artifacts, pattern = self._settings.artifact_bucket, f"{TRAINING_PREFIX}/{keys}"
+        listed = {"StringLike": {"s3:prefix": pattern}}
+        return [
+            Grant("ListTrainingOutput", ("s3:ListBucket",), (self._s3(artifacts),), listed),
+            Grant("ReadTrainingOutput", ("s3:GetObject",), (self._s3(artifacts, pattern),), wildcard=wildcard),
+        ]
+
+    def _read_once(self) -> list[Grant]:
+        """The SageMaker SDK stages what `ferry train --once` runs below a prefix of its own; SageMaker mounts it as a channel."""
+        artifacts, pattern = self._settings.artifact_bucket, f"{ONCE_PREFIX}/*"
+        listed = {"StringLike": {"s3:prefix": pattern}}
+        return [
+            Grant("ListOnce", ("s3:ListBucket",), (self._s3(artifacts),), listed),
+            Grant(
+                "ReadOnce", ("s3:GetObject",), (self._s3(artifacts, pattern),), wildcard="Every job has its own key."
+            ),
+        ]
+
+    def _keep_checkpoints(self) -> list[Grant]:
+        """SageMaker mirrors the folder: it brings back what is there, and deletes in S3 what the job deletes."""
+        artifacts, pattern = self._settings.artifact_bucket, f"{TRAINING_PREFIX}/*/checkpoints*"
+        listed = {"StringLike": {"s3:prefix": pattern}}
+        return [
+            Grant("ListCheckpoints", ("s3:ListBucket",), (self._s3(artifacts),), listed),
+            Grant(
+                "KeepCheckpoints",
+                ("s3:DeleteObject", "s3:GetObject"),
+                (self._s3(artifacts, pattern),),
+                wildcard="Every execution keeps its checkpoints below its own id.",
+            ),
+        ]
+
+    def _write_training_output(self) -> list[Grant]:
+        return [
+            Grant(
+                "WriteOutput",
+                ("s3:PutObject",),
+                (self._s3(self._settings.artifact_bucket, f"{TRAINING_PREFIX}/*"),),
+                wildcard="SageMaker puts the names of execution and job into the key.",
+            ),
+            self._use_key_through_s3("kms:Decrypt", "kms:GenerateDataKey"),
+            # The API reference asks for it beside what S3 does with the key (CreateTrainingJob, OutputDataConfig.KmsKeyId).
+            Grant("EncryptOutput", ("kms:Encrypt",), (self._key_arn,)),
+        ]
 
     def _use_key_through_s3(self, *actions: str) -> Grant:
         via = {"StringEquals": {"kms:ViaService": f"s3.{self._settings.aws.region}.amazonaws.com"}}
@@ -135,13 +216,13 @@ class Roles(Construct):
             ),
         ]
 
-    def _write_logs(self, group: str) -> list[Grant]:
-        arn = self._arn("logs", f"log-group:{group}")
+    def _write_logs(self, *groups: str) -> list[Grant]:
+        arns = [self._arn("logs", f"log-group:{group}") for group in groups]
         return [
             Grant(
                 "WriteLogs",
                 ("logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"),
-                (arn, f"{arn}:*"),
+                tuple(resource for arn in arns for resource in (arn, f"{arn}:*")),
                 wildcard="The streams of one log group; SageMaker names them.",
             ),
             Grant(

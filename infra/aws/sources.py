@@ -6,25 +6,50 @@ from pathlib import Path
 CORE_SOURCES = ("model_code/__init__.py", "model_code/environment.py", "model_code/inference/**/*.py")
 TRAINING_SOURCES = (*CORE_SOURCES, "model_code/training/**/*.py")
 TRAINING_REQUIREMENTS = "model_code/training/requirements.txt"
+# The training code that runs without a training framework: what reads and judges a testing channel.
+EVALUATION_SOURCES = (
+    "model_code/training/__init__.py",
+    "model_code/training/channels.py",
+    "model_code/training/errors.py",
+    "model_code/training/evaluate.py",
+    "model_code/training/examples.py",
+    "model_code/training/idx.py",
+    "model_code/training/log.py",
+    "model_code/training/table.py",
+    "model_code/training/*/__init__.py",
+    "model_code/training/*/data.py",
+)
+# A model may have one, and [training] preprocess = true wants it.
+PREPROCESSING_SOURCES = ("model_code/training/*/preprocess.py",)
 SERVING_SOURCES = (
     *CORE_SOURCES,
+    *EVALUATION_SOURCES,
     "model_code/container/*.py",
     "model_code/container/Dockerfile",
+    "model_code/container/evaluate",
     "model_code/container/fetch",
     "model_code/container/requirements.txt",
     "model_code/container/serve",
 )
+TRAINING_IMAGE_SOURCES = (
+    *TRAINING_SOURCES,
+    TRAINING_REQUIREMENTS,
+    "model_code/container/Dockerfile.training",
+    "model_code/container/requirements-training.txt",
+    "model_code/container/train",
+)
 
 
-def read_sources(root: Path, patterns: tuple[str, ...]) -> dict[str, bytes]:
+def read_sources(root: Path, patterns: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, bytes]:
     """The content of all files below `root` that the allow-list names, by POSIX path, sorted.
 
-    A pattern that matches nothing raises FileNotFoundError: half a bundle would fail in the cloud, minutes later.
+    A pattern that matches nothing and is not `optional` raises FileNotFoundError: half a bundle would fail in the cloud,
+    minutes later.
     """
     sources: dict[str, bytes] = {}
-    for pattern in patterns:
+    for pattern in (*patterns, *optional):
         paths = [path for path in root.glob(pattern) if path.is_file()]
-        if not paths:
+        if not paths and pattern not in optional:
             raise FileNotFoundError(f"{pattern}: no such file in the repository; the checkout is not complete")
         sources |= {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
     return dict(sorted(sources.items()))

@@ -1,4 +1,4 @@
-"""How a model is made: the SageMaker pipeline, the registry of what it made, and the upload that starts it."""
+"""How a model is made: the SageMaker pipeline, the registry of what it made, and what starts it: data, and a schedule."""
 
 import tempfile
 from pathlib import Path
@@ -9,23 +9,31 @@ from aws_cdk import aws_events as events
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_s3_assets as assets
 from aws_cdk import aws_sagemaker as sagemaker
+from aws_cdk import aws_scheduler as scheduler
 from aws_cdk import aws_sqs as sqs
 from constructs import Construct
 
 from infra.aws.foundation import FoundationStack
+from infra.aws.image import (
+    image_uri,
+    own_training_image_uri,
+    processing_image_uri,
+    training_image_tag,
+)
 from infra.aws.instance_types import volume_key
-from infra.aws.pipeline_definition import PipelineResources, pipeline_definition
+from infra.aws.pipeline_definition import pipeline_definition
+from infra.aws.pipeline_requests import PipelineResources, TrainingCode
 from infra.aws.source_bundle import source_bundle
 from infra.aws.stack import EnvironmentStack, acknowledge
 from infra.aws.training_image import training_image
-from infra.settings import ROOT, TRAINING_PREFIX, Settings
+from infra.settings import ROOT, TRAINING_PREFIX, Settings, SettingsError
 
 MAX_EVENT_AGE_SECONDS = 3600
 MAX_EVENT_RETRIES = 24
 
 
 class TrainingStack(EnvironmentStack):
-    """SageMaker pipeline, model package group, and the trigger with its dead-letter queue and alarms."""
+    """SageMaker pipeline, model package group, and what starts the pipeline, with a dead-letter queue and alarms."""
 
     def __init__(self, scope: Construct, construct_id: str, *, settings: Settings, foundation: FoundationStack) -> None:
         super().__init__(
@@ -35,24 +43,37 @@ class TrainingStack(EnvironmentStack):
             purpose="training",
             description="SageMaker pipeline that an upload of training data starts.",
         )
+        _check_preprocessing(settings)
         self._foundation = foundation
-        self._dataset_uri = f"s3://{settings.data_bucket}/{settings.dataset_prefix}"
-        source = self._source()
-        self._grant_source(source)
         self._model_package_group()
-        pipeline = self._pipeline(source)
+        pipeline = self._pipeline(self._own_image() if settings.training.image == "own" else self._script_mode())
         dead_letters = self._dead_letters()
         rule = self._trigger(pipeline, dead_letters)
+        self._schedule(pipeline, dead_letters)
         self._alarms(rule, dead_letters)
 
-    def _source(self) -> assets.Asset:
+    def _script_mode(self) -> TrainingCode:
+        """AWS's image, which fetches the source bundle that is uploaded with the stack."""
         bundle = source_bundle(ROOT)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "sourcedir.tar.gz"
             path.write_bytes(bundle.archive)
-            return assets.Asset(
+            source = assets.Asset(
                 self, "Source", path=str(path), asset_hash=bundle.digest, asset_hash_type=cdk.AssetHashType.CUSTOM
             )
+        self._grant_source(source)
+        return TrainingCode(
+            image=training_image(self.settings.aws.region, url_suffix=self.url_suffix),
+            source_uri=source.s3_object_url,
+            revision=f"sha256:{bundle.digest}",
+        )
+
+    def _own_image(self) -> TrainingCode:
+        return TrainingCode(
+            image=own_training_image_uri(self.settings, url_suffix=self.url_suffix),
+            source_uri=None,
+            revision=f"sha256:{training_image_tag(ROOT)}",
+        )
 
     def _grant_source(self, source: assets.Asset) -> None:
         """Lets the training role read this one bundle. The policy lives here: new code must not change Foundation."""
@@ -78,15 +99,20 @@ class TrainingStack(EnvironmentStack):
         )
         group.apply_removal_policy(self.removal_policy)
 
-    def _pipeline(self, source: assets.Asset) -> sagemaker.CfnPipeline:
+    def _pipeline(self, code: TrainingCode) -> sagemaker.CfnPipeline:
+        roles, training = self._foundation.roles, self.settings.training
         resources = PipelineResources(
-            dataset_uri=self._dataset_uri,
+            dataset_uri=f"s3://{self.settings.data_bucket}/{self.settings.dataset_prefix}",
             output_uri=f"s3://{self.settings.artifact_bucket}/{TRAINING_PREFIX}",
-            source_uri=source.s3_object_url,
-            training_image=training_image(self.settings.aws.region, url_suffix=self.url_suffix),
-            role_arn=self._foundation.roles.training.role_arn,
-            output_key_arn=self._foundation.key.key_arn,
-            volume_key_arn=volume_key(self.settings.training.instance_type, self._foundation.key.key_arn),
+            code=code,
+            processing_image=processing_image_uri(self.settings, url_suffix=self.url_suffix),
+            serving_image=image_uri(self.settings, url_suffix=self.url_suffix),
+            training_role_arn=roles.training.role_arn,
+            evaluation_role_arn=roles.evaluation.role_arn,
+            key_arn=self._foundation.key.key_arn,
+            volume_key_arns=self._volume_keys(
+                training.instance_type, training.processing_instance_type, training.transform_instance_type
+            ),
         )
         definition = pipeline_definition(self.settings, resources)
         return sagemaker.CfnPipeline(
@@ -95,8 +121,16 @@ class TrainingStack(EnvironmentStack):
             pipeline_name=self.settings.pipeline,
             pipeline_description=f"Trains {self.settings.model.name} on {self.settings.model.dataset}.",
             pipeline_definition={"PipelineDefinitionBody": self.to_json_string(definition)},
-            role_arn=self._foundation.roles.pipeline.role_arn,
+            role_arn=roles.pipeline.role_arn,
         )
+
+    def _volume_keys(self, *instance_types: str) -> dict[str, str]:
+        keys = {each: volume_key(each, self._foundation.key.key_arn) for each in instance_types}
+        return {each: key for each, key in keys.items() if key}
+
+    @property
+    def _pipeline_arn(self) -> str:
+        return self.format_arn(service="sagemaker", resource="pipeline", resource_name=self.settings.pipeline)
 
     def _dead_letters(self) -> sqs.Queue:
         queue = sqs.Queue(
@@ -106,28 +140,33 @@ class TrainingStack(EnvironmentStack):
             enforce_ssl=True,
             retention_period=cdk.Duration.days(14),
         )
-        acknowledge(queue, "SQS3", "It is the dead-letter queue of the EventBridge rule.")
+        acknowledge(queue, "SQS3", "It is the dead-letter queue of what starts the pipeline.")
         return queue
 
     def _trigger(self, pipeline: sagemaker.CfnPipeline, dead_letters: sqs.Queue) -> events.CfnRule:
-        """The manifest is uploaded last (`ferry data`), so half an upload starts nothing. EventBridge has no L2 target."""
+        """A manifest is uploaded after its data, so half an upload starts nothing; it is named by its sha256 and written once
+        (`ferry data upload`), so the same data twice starts one execution.
+
+        The name is what holds: the bucket encrypts with a KMS key, and then an ETag says nothing about the content. The key is
+        also all that EventBridge can pass on, a JSON path and no text around it. EventBridge has no L2 target for pipelines.
+        """
         rule = events.CfnRule(
             self,
             "NewData",
             name=self.settings.pipeline,
-            description="A new manifest in the data bucket starts the pipeline.",
+            description="A manifest that the data bucket did not hold before starts the pipeline.",
             event_pattern={
                 "source": ["aws.s3"],
                 "detail-type": ["Object Created"],
                 "detail": {
                     "bucket": {"name": [self.settings.data_bucket]},
-                    "object": {"key": [f"{self.settings.dataset_prefix}/manifest.json"]},
+                    "object": {"key": [{"prefix": self.settings.started_manifests}]},
                 },
             },
             targets=[
                 events.CfnRule.TargetProperty(
                     id="Pipeline",
-                    arn=self.format_arn(service="sagemaker", resource="pipeline", resource_name=self.settings.pipeline),
+                    arn=self._pipeline_arn,
                     role_arn=self._foundation.roles.trigger.role_arn,
                     dead_letter_config=events.CfnRule.DeadLetterConfigProperty(arn=dead_letters.queue_arn),
                     retry_policy=events.CfnRule.RetryPolicyProperty(
@@ -136,7 +175,7 @@ class TrainingStack(EnvironmentStack):
                     sage_maker_pipeline_parameters=events.CfnRule.SageMakerPipelineParametersProperty(
                         pipeline_parameter_list=[
                             events.CfnRule.SageMakerPipelineParameterProperty(
-                                name="DatasetUri", value=self._dataset_uri
+                                name="DatasetManifest", value="$.detail.object.key"
                             )
                         ]
                     ),
@@ -155,18 +194,61 @@ class TrainingStack(EnvironmentStack):
         )
         return rule
 
+    def _schedule(self, pipeline: sagemaker.CfnPipeline, dead_letters: sqs.Queue) -> None:
+        """Starts the pipeline with its defaults: on the data that lie below the dataset's prefix then."""
+        role = self._foundation.roles.schedule
+        if role is None:
+            return
+        # EventBridge Scheduler writes to the queue with the role of its target, and a rule needs the queue's leave instead.
+        policy = iam.Policy(
+            self,
+            "KeepFailedStarts",
+            roles=[role],
+            statements=[
+                iam.PolicyStatement(
+                    sid="KeepFailedStarts", actions=["sqs:SendMessage"], resources=[dead_letters.queue_arn]
+                )
+            ],
+        )
+        schedule = scheduler.CfnSchedule(
+            self,
+            "Schedule",
+            name=self.settings.pipeline,
+            description="Starts the pipeline on the data that are there.",
+            schedule_expression=self.settings.training.schedule or "",
+            flexible_time_window=scheduler.CfnSchedule.FlexibleTimeWindowProperty(mode="OFF"),
+            target=scheduler.CfnSchedule.TargetProperty(
+                arn=self._pipeline_arn,
+                role_arn=role.role_arn,
+                dead_letter_config=scheduler.CfnSchedule.DeadLetterConfigProperty(arn=dead_letters.queue_arn),
+                retry_policy=scheduler.CfnSchedule.RetryPolicyProperty(
+                    maximum_event_age_in_seconds=MAX_EVENT_AGE_SECONDS, maximum_retry_attempts=MAX_EVENT_RETRIES
+                ),
+            ),
+        )
+        schedule.add_resource_dependency(pipeline)
+        schedule.node.add_dependency(policy)
+
     def _alarms(self, rule: events.CfnRule, dead_letters: sqs.Queue) -> None:
-        """Both show in CloudWatch; who is told is the account's decision, so they have no action."""
-        failed = cloudwatch.Metric(
+        """They show in CloudWatch; who is told is the account's decision, so they have no action."""
+        undelivered = cloudwatch.Metric(
             namespace="AWS/Events",
             metric_name="FailedInvocations",
             dimensions_map={"RuleName": rule.ref},
             statistic="Sum",
         )
         waiting = dead_letters.metric_approximate_number_of_messages_visible(statistic="Maximum")
+        # Developer Guide, "SageMaker Pipelines Metrics"; the namespace is written like this.
+        failed = cloudwatch.Metric(
+            namespace="AWS/Sagemaker/ModelBuildingPipeline",
+            metric_name="ExecutionFailed",
+            dimensions_map={"PipelineName": self.settings.pipeline},
+            statistic="Sum",
+        )
         for construct_id, metric, meaning in (
-            ("TriggerFailed", failed, "EventBridge could not start the pipeline."),
-            ("EventsLost", waiting, "Events that should have started the pipeline wait in the dead-letter queue."),
+            ("TriggerFailed", undelivered, "EventBridge could not start the pipeline."),
+            ("EventsLost", waiting, "What should have started the pipeline waits in the dead-letter queue."),
+            ("PipelineFailed", failed, "An execution of the pipeline failed, or its model was below the gate."),
         ):
             cloudwatch.Alarm(
                 self,
@@ -178,3 +260,10 @@ class TrainingStack(EnvironmentStack):
                 comparison_operator=cloudwatch.ComparisonOperator.GREATER_THAN_OR_EQUAL_TO_THRESHOLD,
                 treat_missing_data=cloudwatch.TreatMissingData.NOT_BREACHING,
             )
+
+
+def _check_preprocessing(settings: Settings) -> None:
+    """Raises SettingsError where the model has none: the step would fail only in the cloud."""
+    script = f"model_code/training/{settings.model.name}/preprocess.py"
+    if settings.training.preprocess and not (ROOT / script).is_file():
+        raise SettingsError(f"training.preprocess: true, but there is no {script}; add it, or set preprocess = false")
