@@ -28,6 +28,7 @@ from infra.settings import (
 )
 
 Command = Callable[..., None]
+_NEWEST = "newest"  # no ARN
 
 
 def pass_settings(command: Command) -> Command:
@@ -80,8 +81,9 @@ def main(environment: str | None) -> None:
 
     \b
     On one machine, without an account:   ferry demo
-    With two clouds:                      ferry data upload, ferry release, cdk deploy,
+    With two clouds:                      ferry data upload, ferry train, ferry approve, cdk deploy,
                                           ferry package, cdktf deploy, ferry verify
+    Back to an earlier model:             ferry rollback
     Other code, the same release:         ferry package, ferry publish azure
     The end of it:                        ferry destroy all
 
@@ -105,8 +107,8 @@ def settings(settings: Settings, schema: bool) -> None:
 _source = click.option(
     "--data",
     "source",
-    metavar="FOLDER|digits",
-    help="Folder with the four IDX files, or the digits inside scikit-learn; default: MNIST from its mirrors.",
+    metavar="SOURCE",
+    help="Where the examples come from: a folder, or a word that the model's dataset.py knows; default: its own choice.",
 )
 
 
@@ -127,43 +129,228 @@ def data_upload(settings: Settings, source: str | None) -> None:
     OUT.print(f"uploaded {upload(settings, dataset, line)}")
 
 
+def _pairs(ctx: click.Context, option: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """NAME=VALUE, repeated, as a map."""
+    pairs = [text.partition("=") for text in given]
+    if wrong := [name for name, sign, _ in pairs if not (name and sign)]:
+        raise click.BadParameter(f"{wrong[0]!r} is not NAME=VALUE", ctx, option)
+    return {name: value for name, _, value in pairs}
+
+
 @main.command()
+@click.option("--local", "on_this_machine", is_flag=True, help="Run the pipeline's steps here, over the emulator.")
+@click.option("--once", is_flag=True, help="Run the Train step alone, through the SageMaker SDK (extra: sagemaker).")
 @click.option(
-    "--local", "on_this_machine", is_flag=True, required=True, help="Run the job here, over the emulator's buckets."
+    "--follow",
+    metavar="[ARN]",
+    is_flag=False,
+    flag_value=_NEWEST,
+    help="Start nothing; follow this execution, or without an ARN the newest.",
 )
 @click.option("--dataset", metavar="NAME", help="Table below [datasets]; default: model.dataset of the settings.")
+@click.option(
+    "--parameter",
+    "parameters",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=_pairs,
+    help="A parameter of the pipeline, such as Epochs=3; repeated for several.",
+)
+@click.option("--again", is_flag=True, help="Start another execution for data that were trained on before.")
 @pass_settings
-def train(settings: Settings, on_this_machine: bool, dataset: str | None) -> None:
-    """Run the training job and leave its model artifact in the artifacts bucket.
+def train(
+    settings: Settings,
+    on_this_machine: bool,
+    once: bool,
+    follow: str | None,
+    dataset: str | None,
+    parameters: dict[str, str],
+    again: bool,
+) -> None:
+    """Start the deployed pipeline on the uploaded data, and follow it: steps, status, the log of the job that runs.
 
-    In the cloud nobody calls this: the upload of a dataset starts the SageMaker pipeline.
+    \b
+    Exit code 0: the pipeline succeeded. `ferry models` lists what it registered.
+    Exit code 1: a step failed; the last lines say which and why.
+
+    Ctrl-C ends the watching only: the execution goes on, and --follow shows it again. An upload of new data starts the
+    pipeline by itself; the same data with the same parameters start it once, unless --again is given.
     """
-    from ferry.train import run_training_job
+    if sum((on_this_machine, once, follow is not None)) > 1:
+        raise Refused("--local, --once and --follow are three ways to train; give one of them")
+    if follow is not None and (dataset or parameters):
+        raise Refused("--follow starts nothing; leave --dataset and --parameter out")
+    if again and (on_this_machine or once or follow is not None):
+        raise Refused("--again is for the deployed pipeline; --local and --once always start something new")
+    name = dataset or settings.model.dataset
+    if on_this_machine:
+        _train_locally(settings, name, parameters)
+        return
+    _refuse_emulator(settings)
+    if once:
+        from ferry.train_once import train_once
 
-    job = run_training_job(settings, dataset or settings.model.dataset, line)
-    OUT.print(job.artifact_uri)
+        OUT.print(train_once(settings, name, parameters))
+        return
+    from ferry import train as pipeline
+
+    if follow is None:
+        arn = pipeline.start(settings, name, parameters, again=again, report=line)
+    else:
+        arn = pipeline.newest_execution(settings) if follow == _NEWEST else follow
+    pipeline.follow(settings, arn, line)
+    OUT.print(f"{arn}: Succeeded; `ferry models` lists what it registered")
+
+
+def _train_locally(settings: Settings, dataset: str, parameters: dict[str, str]) -> None:
+    from ferry.train_local import train_locally
+
+    execution = train_locally(settings, dataset, parameters, line)
+    OUT.print(f"{execution.arn}: {execution.status}; record: {execution.folder / 'execution.json'}")
+    if execution.reason is not None:
+        raise FerryError(execution.reason)
+
+
+def _refuse_emulator(settings: Settings) -> None:
+    if settings.local is not None:
+        raise Refused(
+            f"environment {settings.environment!r} has no SageMaker that would run a pipeline; "
+            "ferry train --local runs its steps on this machine"
+        )
 
 
 @main.command()
-@click.argument("artifact", metavar="ARTIFACT")
-@click.option("--dataset", metavar="NAME", help="What the model is trained on; default: model.dataset of the settings.")
-@click.option(
-    "--execution",
-    default="local",
-    metavar="ARN",
-    show_default=True,
-    help="The pipeline execution that made the artifact.",
-)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 @pass_settings
-def release(settings: Settings, artifact: str, dataset: str | None, execution: str) -> None:
+def models(settings: Settings, as_json: bool) -> None:
+    """List the registered versions of the model, the newest first: approval, accuracy, dataset, execution."""
+    from ferry.registry import evaluated_accuracy, list_packages
+
+    report = error_line if as_json else line
+    rows = []
+    for package in list_packages(settings):
+        try:
+            accuracy = evaluated_accuracy(settings, package)
+        except FerryError as error:  # of one version; the others are still listed
+            report(str(error))
+            accuracy = None
+        rows.append(asdict(package) | {"created": f"{package.created:%Y-%m-%dT%H:%M:%SZ}", "accuracy": accuracy})
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    table = _listing("version", "approval", "accuracy", "dataset", "created", "execution")
+    for row in rows:
+        shown = "" if row["accuracy"] is None else f"{row['accuracy']:.4f}"
+        execution = (row["execution"] or "").rpartition("/")[2]
+        table.add_row(str(row["version"]), row["approval"], shown, row["dataset"], row["created"][:10], execution)
+    _print_listing(table)
+
+
+def _listing(*columns: str) -> Table:
+    """A table without borders; its first column, which other commands take, is never cut or broken."""
+    table = Table(box=None, pad_edge=False)
+    for place, name in enumerate(columns):
+        table.add_column(name, no_wrap=place == 0, overflow="fold")
+    return table
+
+
+def _print_listing(table: Table) -> None:
+    """A row is a line wherever nobody's window is too narrow for it."""
+    OUT.print(table, width=None if OUT.is_terminal else 200)
+
+
+_version = click.argument("version", type=click.IntRange(min=1))
+_reason = click.option("--reason", metavar="TEXT", help="Kept in the registry beside the decision.")
+
+
+@main.command()
+@_version
+@_reason
+@click.option("--no-release", is_flag=True, help="Leave the release to `ferry release --approved`.")
+@pass_settings
+def approve(settings: Settings, version: int, reason: str | None, no_release: bool) -> None:
+    """Approve a version of the model in the registry, and release it.
+
+    VERSION is a number that `ferry models` shows. The release is verified and gated like any other; where it fails, the
+    approval stands, and `ferry release --approved` tries again.
+    """
+    from ferry import registry
+
+    package = registry.approve(settings, version, reason)
+    OUT.print(f"{package.arn}: {package.approval}")
+    if not no_release:
+        OUT.print(registry.release_package(settings, package, line).release_id)
+
+
+@main.command()
+@_version
+@_reason
+@pass_settings
+def reject(settings: Settings, version: int, reason: str | None) -> None:
+    """Reject a version of the model in the registry. What was released of it stays released: see `ferry rollback`."""
+    from ferry import registry
+
+    package = registry.reject(settings, version, reason)
+    OUT.print(f"{package.arn}: {package.approval}")
+
+
+@main.command()
+@click.argument("artifact", metavar="ARTIFACT", required=False)
+@click.option("--approved", is_flag=True, help="The newest approved version in the registry, instead of an ARTIFACT.")
+@click.option("--dataset", metavar="NAME", help="What the model is trained on; default: model.dataset of the settings.")
+@click.option("--execution", metavar="ARN", help="The pipeline execution that made the artifact; default: local.")
+@pass_settings
+def release(
+    settings: Settings, artifact: str | None, approved: bool, dataset: str | None, execution: str | None
+) -> None:
     """Verify a model artifact and publish it as a release.
 
-    ARTIFACT is the model.tar.gz of a training job: a path, or an s3:// URI. The release is stored once, below releases/ in
-    the artifacts bucket, and laid beside the other build results, where `cdk deploy` and `ferry package` find it.
+    ARTIFACT is the model.tar.gz of a training job: a path, or an s3:// URI. With --approved it is the one of the newest
+    approved version, which says itself what it was trained on and how good it is. The release is stored once, below
+    releases/ in the artifacts bucket, and laid beside the other build results, where `cdk deploy` and `ferry package` find it.
     """
-    from ferry.release import make_release
+    from ferry import registry
+    from ferry.release import Origin, make_release
 
-    OUT.print(make_release(settings, artifact, line, dataset=dataset, execution=execution).release_id)
+    if approved == (artifact is not None):
+        raise Refused("give an ARTIFACT, or --approved for the newest approved version; one of the two")
+    if artifact is None:
+        if dataset is not None or execution is not None:
+            raise Refused(
+                "--approved takes dataset and execution from the registry; leave --dataset and --execution out"
+            )
+        made = registry.release_package(settings, registry.newest_approved(settings), line)
+    else:
+        made = make_release(settings, artifact, line, dataset=dataset, origin=Origin(execution or "local"))
+    OUT.print(made.release_id)
+
+
+@main.command()
+@click.argument("release_id", required=False)
+@click.option("--list", "listed", is_flag=True, help="Only list the stored releases, the newest first.")
+@pass_settings
+def rollback(settings: Settings, release_id: str | None, listed: bool) -> None:
+    """Go back to an earlier release: fetch and verify it, make it the current one, say which deployments follow.
+
+    Without a RELEASE_ID it is the one that was stored before the current one. Nothing is deleted, so the way forward is the
+    same command with the newer id. Both clouds serve what they serve until the commands that it prints have run.
+    """
+    from ferry.rollback import deploy_commands, list_releases
+    from ferry.rollback import rollback as roll_back
+
+    if listed:
+        table = _listing("release", "stored", "dataset", "accuracy", "package", "")
+        for each in list_releases(settings, error_line):
+            accuracy, package = f"{each.release.gate.value:.4f}", (each.release.model_package or "").rpartition("/")[2]
+            stored = f"{each.stored:%Y-%m-%d %H:%M:%S}"
+            current = "current" if each.current else ""
+            table.add_row(each.release.release_id, stored, each.release.dataset, accuracy, package, current)
+        _print_listing(table)
+        return
+    chosen = roll_back(settings, release_id, line)
+    OUT.print(f"{chosen.release_id} is current on this machine; these bring it to both clouds:")
+    for command in deploy_commands(settings):
+        OUT.print(f"  {command}")
 
 
 @main.command()
@@ -184,15 +371,25 @@ def package(settings: Settings, python_version: str, output: Path | None) -> Non
 
 @main.group()
 def image() -> None:
-    """The container image that serves on SageMaker."""
+    """The container images that serve, evaluate and train on SageMaker."""
 
 
 @image.command("uri")
+@click.argument("name", type=click.Choice(("serving", "processing", "training")), default="serving")
 @pass_settings
-def image_uri(settings: Settings) -> None:
-    """Print the image's address in ECR; its tag is a hash of the sources, so new sources are a new image."""
-    from infra.aws.image import image_uri as address
+def image_uri(settings: Settings, name: str) -> None:
+    """Print an image's address in ECR; its tag is a hash of the sources, so new sources are a new image.
 
+    serving answers on the endpoint and on Azure Container Apps, processing evaluates in the pipeline: two targets of one
+    Dockerfile. training is the image for image = "own" below [training].
+    """
+    from infra.aws import image as images
+
+    address = {
+        "serving": images.image_uri,
+        "processing": images.processing_image_uri,
+        "training": images.own_training_image_uri,
+    }[name]
     click.echo(address(settings))
 
 
@@ -366,6 +563,9 @@ def _ask_to_delete(settings: Settings, yes: bool, cloud: str, goes: Sequence[str
 
 
 @main.command()
+@click.option(
+    "--model", metavar="NAME", help="Another model in model_code/training; default: model.name of the settings."
+)
 @_source
 @click.option("--keep", is_flag=True, help="Leave the emulator and both doors running.")
 @click.option(
@@ -376,9 +576,12 @@ def _ask_to_delete(settings: Settings, yes: bool, cloud: str, goes: Sequence[str
 )
 @pass_settings
 @click.pass_context
-def demo(ctx: click.Context, settings: Settings, source: str | None, keep: bool, output: Path) -> None:
+def demo(
+    ctx: click.Context, settings: Settings, model: str | None, source: str | None, keep: bool, output: Path
+) -> None:
     """The whole journey on this machine: data, training, release, both stacks, both doors, one report."""
-    from ferry.demo import run
+    from ferry.demo import run, with_model
 
     path = settings_file(ctx.find_root().params["environment"])
+    settings, path = with_model(settings, path, model or settings.model.name)
     run(settings, path, source, output.resolve(), keep)

@@ -78,11 +78,11 @@ def _refuse_without_release(settings: Settings, doomed: Sequence[str]) -> None:
 
 def _data(settings: Settings, account: "_Account") -> list[str]:
     buckets = [f"bucket {name}, with every version of every object" for name in account.buckets()]
-    repository = [f"image repository {settings.repository}, with its images"] if account.repository() else []
+    repositories = [f"image repository {name}, with its images" for name in account.repositories()]
     return [
         f"{account.describe(_FOUNDATION)}, with its logs and its key, which KMS keeps for 30 days more",
         *buckets,
-        *repository,
+        *repositories,
     ]
 
 
@@ -91,7 +91,7 @@ def _stays(settings: Settings, states: dict[str, str], *, data: bool, emptied: b
         return []
     stack = settings.stack(_FOUNDATION.lower())
     if not data:
-        return [f"stack {stack}: buckets, key, image repository, roles; --data takes them, too"]
+        return [f"stack {stack}: buckets, key, image repositories, roles; --data takes them, too"]
     return [
         f"stack {stack}: aws.retain_data is true, which protects it even from --data. To delete it, set that to false, "
         "`cdk deploy Foundation`, and run this again"
@@ -205,28 +205,31 @@ class _Account:
         names = (self._settings.data_bucket, self._settings.artifact_bucket, self._settings.log_bucket)
         return [name for name in names if self._exists(name)]
 
-    def repository(self) -> str | None:
-        try:
-            self._ecr.describe_repositories(repositoryNames=[self._settings.repository])
-        except ClientError as error:
-            if error.response["Error"]["Code"] != "RepositoryNotFoundException":
-                raise
-            return None
-        return self._settings.repository
+    def repositories(self) -> list[str]:
+        """The environment's image repositories that exist."""
+        found = []
+        for name in (self._settings.repository, self._settings.training_repository):
+            try:
+                self._ecr.describe_repositories(repositoryNames=[name])
+            except ClientError as error:
+                if error.response["Error"]["Code"] != "RepositoryNotFoundException":
+                    raise
+            else:
+                found.append(name)
+        return found
 
     def empty(self, report: Report) -> None:
         """Delete every version of every object, every delete marker and every image; what is gone already is no error."""
         for bucket in self.buckets():
             self._empty_bucket(bucket, report)
-        if self.repository():
-            self._empty_repository(report)
+        for name in self.repositories():
+            self._empty_repository(name, report)
 
     def remaining(self) -> list[str]:
-        """Stacks, buckets and repository that still exist, in words."""
+        """Stacks, buckets and repositories that still exist, in words."""
         stacks = [f"stack {self._settings.stack(name.lower())} ({state})" for name, state in self.stacks().items()]
-        repository = self.repository()
         buckets = [f"bucket {name}" for name in self.buckets()]
-        return [*stacks, *buckets, *([f"image repository {repository}"] if repository else [])]
+        return [*stacks, *buckets, *(f"image repository {name}" for name in self.repositories())]
 
     def _stack(self, name: str) -> Any:
         try:
@@ -273,8 +276,7 @@ class _Account:
             if entries:
                 yield [{"Key": entry["Key"], "VersionId": entry["VersionId"]} for entry in entries]
 
-    def _empty_repository(self, report: Report) -> None:
-        name = self._settings.repository
+    def _empty_repository(self, name: str, report: Report) -> None:
         pages = self._ecr.get_paginator("list_images").paginate(
             repositoryName=name, PaginationConfig={"PageSize": _ECR_BATCH}
         )

@@ -76,8 +76,8 @@ def up(settings: Settings, services: Sequence[str], report: Report) -> None:
                 processes.stop(_mark(settings, name), _STOP_SECONDS)
             launch = service.prepare()
             log = _log(settings, name)
-            processes.start(_mark(settings, name), launch.command, launch.environment, launch.folder, log)
-            _wait(settings, name, service)
+            started = processes.start(_mark(settings, name), launch.command, launch.environment, launch.folder, log)
+            _wait(settings, name, service, started)
             report(f"{name:10} up on port {service.port}")
 
 
@@ -225,11 +225,12 @@ def _wanted_release(settings: Settings, services: Sequence[str]) -> str | None:
     return current_release(settings)[0].release_id
 
 
-def _wait(settings: Settings, name: str, service: _Service) -> None:
+def _wait(settings: Settings, name: str, service: _Service, process: "subprocess.Popen[bytes]") -> None:
     started = time.monotonic()
     log = _log(settings, name)
     while not _answers(service.health):
-        gone = not processes.find(_mark(settings, name))
+        # The process itself is asked: one that has only just begun shows no mark yet.
+        gone = process.poll() is not None
         if gone or time.monotonic() - started > _START_SECONDS:
             processes.stop(_mark(settings, name), _STOP_SECONDS)
             reason = "ended at once" if gone else f"did not answer {service.health} within {_START_SECONDS} s"

@@ -17,12 +17,14 @@ _MARK = "FERRY_LOCAL_SERVICE"
 _LOG_TAIL_LINES = 15
 
 
-def start(mark: str, command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> None:
+def start(
+    mark: str, command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path
+) -> "subprocess.Popen[bytes]":
     """Start `command` in `folder`, detached from this terminal, its output in `log`."""
     for path in (folder, log.parent):
         path.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
-        subprocess.Popen(
+        return subprocess.Popen(
             command,
             env={**environment, _MARK: mark},
             cwd=folder,

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,31 +40,59 @@ from model_code.inference.errors import ModelInvalid
 _MAX_ARTIFACT = 2 * 2**30
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where an artifact comes from, as far as its own files do not say it.
+
+    `execution` is the ARN of the pipeline execution that made it, or "local". The others are there for a registered model:
+    the ARN of its model package, the sha256 of the manifest of the data that it was trained on, and the accuracy that the
+    pipeline's evaluation measured on the testing channel, apart from the training job.
+    """
+
+    execution: str = "local"
+    model_package: str | None = None
+    dataset_manifest_sha256: str | None = None
+    evaluated_accuracy: float | None = None
+
+
+_LOCAL = Origin()
+
+
 def make_release(
-    settings: Settings, artifact: str, report: Report, *, dataset: str | None = None, execution: str = "local"
+    settings: Settings, artifact: str, report: Report, *, dataset: str | None = None, origin: Origin = _LOCAL
 ) -> Release:
     """Release the model artifact at `artifact`, a path or an s3:// URI of a model.tar.gz.
 
     `dataset` is what the model has to be trained on, and names the gate; None is the environment's own. The accuracy that is
-    held against the gate is the one that the training job measured. `execution` is the ARN of the pipeline execution that
-    made the artifact, or "local". Leaves release.json and model.tar.gz in the artifacts bucket below releases/<release id>/
-    and beside `settings.release_path`. Raises FerryError; then whatever was released before still is.
+    held against the gate is the evaluation's where `origin` has one, else what the training job itself measured. Leaves
+    release.json and model.tar.gz in the artifacts bucket below releases/<release id>/ and beside `settings.release_path`.
+    Raises FerryError; then whatever was released before still is.
     """
-    if not re.fullmatch(EXECUTION, execution):
-        raise Refused(f"--execution: found {execution!r}; allowed: local, or the ARN of a SageMaker pipeline execution")
+    if not re.fullmatch(EXECUTION, origin.execution):
+        raise Refused(
+            f"--execution: found {origin.execution!r}; allowed: local, or the ARN of a SageMaker pipeline execution"
+        )
     raw = _fetch(settings, artifact)
     report(f"fetched   {artifact}: {len(raw):,} bytes")
     members = read_archive(raw, artifact)
     description = _verify(members, artifact)
     identifier = release_id(description.model, description.onnx.sha256)
     report(f"verified  {identifier}: digests, signature, golden inference")
-    gate = _gate(settings, description, artifact, dataset or settings.model.dataset)
+    gate = _gate(settings, description, artifact, dataset or settings.model.dataset, origin)
     report(f"gate      accuracy {gate.value:.4f}, at least {gate.threshold:.4f} wanted")
-    release, archive = _store(settings, description, members, gate, execution)
-    write_atomically(settings.release_path.with_name(environment.ARCHIVE_FILE), archive)
-    write_atomically(settings.release_path, release.to_bytes())
+    release, archive = _store(settings, description, members, gate, origin)
+    lay_in_place(settings, release, archive)
     report(f"released  {release.archive.uri}")
     return release
+
+
+def lay_in_place(settings: Settings, release: Release, archive: bytes) -> None:
+    """Make a release the current one of this machine: what `cdk deploy` and `ferry package` take.
+
+    The archive comes first: cut off in between, the two do not match, and that is told by their digests.
+    """
+    write_atomically(settings.release_path.with_name(environment.ARCHIVE_FILE), archive)
+    write_atomically(settings.release_path, release.to_bytes())
 
 
 def current_release(settings: Settings) -> tuple[Release, dict[str, bytes]]:
@@ -139,28 +168,29 @@ def _verify(members: dict[str, bytes], origin: str) -> ModelDescription:
     return description
 
 
-def _gate(settings: Settings, description: ModelDescription, origin: str, dataset: str) -> Gate:
+def _gate(settings: Settings, description: ModelDescription, artifact: str, dataset: str, origin: Origin) -> Gate:
     if description.model != settings.model.name:
         raise Refused(
-            f"{origin}: a {description.model!r} model; environment {settings.environment!r} serves {settings.model.name!r}"
+            f"{artifact}: a {description.model!r} model; environment {settings.environment!r} serves {settings.model.name!r}"
         )
     if description.training.dataset != dataset:
         raise Refused(
-            f"{origin}: trained on {description.training.dataset!r}, expected {dataset!r}; "
+            f"{artifact}: trained on {description.training.dataset!r}, expected {dataset!r}; "
             "--dataset says what to expect where it is not model.dataset of the settings"
         )
     gate = settings.datasets.get(dataset, settings.datasets[settings.model.dataset]).gate
-    accuracy = description.metrics.get("accuracy")
+    measured = description.metrics.get("accuracy")
+    accuracy = measured if origin.evaluated_accuracy is None else origin.evaluated_accuracy
     if accuracy is None or not gate <= accuracy <= 1:
         raise FerryError(
-            f"GATE_FAILED {origin}: accuracy {accuracy} on {dataset}, at least {gate} wanted (datasets.{dataset}.gate); "
+            f"GATE_FAILED {artifact}: accuracy {accuracy} on {dataset}, at least {gate} wanted (datasets.{dataset}.gate); "
             "nothing was published"
         )
     return Gate(metric="accuracy", threshold=gate, value=accuracy)
 
 
 def _store(
-    settings: Settings, description: ModelDescription, members: dict[str, bytes], gate: Gate, execution: str
+    settings: Settings, description: ModelDescription, members: dict[str, bytes], gate: Gate, origin: Origin
 ) -> tuple[Release, bytes]:
     """Put archive and manifest under names that are written once; returns what stands there, whoever wrote it."""
     identifier = release_id(description.model, description.onnx.sha256)
@@ -178,7 +208,7 @@ def _store(
         # An earlier job may have stored the archive: the manifest then describes that archive and that job's record.
         standing = parse_model_json(stored[environment.SIGNATURE_FILE])
         release = Release(
-            schema_version=1,
+            schema_version=2,
             release_id=identifier,
             model=standing.model,
             dataset=standing.training.dataset,
@@ -191,7 +221,10 @@ def _store(
             model_json=_digest(stored[environment.SIGNATURE_FILE]),
             metrics=dict(standing.metrics),
             gate=gate,
-            pipeline_execution=execution,
+            pipeline_execution=origin.execution,
+            model_package=origin.model_package,
+            dataset_manifest_sha256=origin.dataset_manifest_sha256,
+            source_revision=standing.source_revision,
             training_end_time=standing.training.ended_at,
         )
         _, manifest = _put_once(

@@ -1,24 +1,218 @@
-"""Runs the training job on this machine as SageMaker would: channels out of the data bucket, /opt/ml, model.tar.gz into S3."""
+"""Starts the deployed pipeline and follows an execution of it: steps, their status, the log of the job that runs."""
 
 import datetime
+import hashlib
 import json
-import os
+import secrets
 import shutil
 import subprocess
-import sys
-from dataclasses import dataclass
-from pathlib import Path
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from botocore.exceptions import BotoCoreError, ClientError
+
 from ferry import aws
-from ferry.archive import write_archive
 from ferry.console import Report
-from ferry.errors import FerryError
+from ferry.data import dataset_settings
+from ferry.errors import FerryError, Refused
+from ferry.pipeline import deployed_definition, start_parameters, uploaded_data
+from ferry.steps import training
+from ferry.steps.job import StepJob
 from infra.settings import ROOT, TRAINING_PREFIX, Settings
 from model_code import environment
 from model_code.environment import MlPaths
 
-_STOP_SECONDS = 120  # what SageMaker grants between SIGTERM and SIGKILL
+Connect = Callable[[Settings, str], Any]
+# Kind of a step's job in ListPipelineExecutionSteps -> log group; its streams begin with the job's name.
+_LOG_GROUPS = {
+    "TrainingJob": "/aws/sagemaker/TrainingJobs",
+    "ProcessingJob": "/aws/sagemaker/ProcessingJobs",
+    "TransformJob": "/aws/sagemaker/TransformJobs",
+}
+_UNDER_WAY = ("Executing", "Stopping")
+_PAUSE_SECONDS = 5.0
+
+
+def start(
+    settings: Settings,
+    dataset: str,
+    given: Mapping[str, str],
+    *,
+    again: bool,
+    report: Report,
+    connect: Connect = aws.client,
+) -> str:
+    """Start the deployed pipeline on the data that were uploaded last; returns the execution's ARN.
+
+    The same data, parameters and definition start one execution however often they are sent: SageMaker answers a repeated
+    ClientRequestToken with the execution that it belongs to. `again` starts another one. Raises Refused where no pipeline is
+    deployed, no data is there, or a parameter does not fit.
+    """
+    sagemaker = connect(settings, "sagemaker")
+    definition = deployed_definition(settings, sagemaker)
+    data = uploaded_data(settings, connect(settings, "s3"), dataset)
+    declared = [each["Name"] for each in definition["Parameters"]]
+    if unknown := [name for name in given if name not in declared]:
+        raise Refused(f"the pipeline has no parameter {unknown[0]!r}; it has: {', '.join(sorted(declared))}")
+    parameters = start_parameters(settings, definition, data, given)
+    identity = json.dumps([data.manifest_sha256, parameters, definition], sort_keys=True)
+    token = secrets.token_hex(32) if again else hashlib.sha256(identity.encode()).hexdigest()
+    arn: str = sagemaker.start_pipeline_execution(
+        PipelineName=settings.pipeline,
+        PipelineParameters=[{"Name": name, "Value": value} for name, value in sorted(parameters.items())],
+        PipelineExecutionDescription=f"ferry train on {data.dataset}, manifest {data.manifest_sha256[:12]}",
+        ClientRequestToken=token,
+    )["PipelineExecutionArn"]
+    report(f"execution {arn}")
+    return arn
+
+
+def newest_execution(settings: Settings, connect: Connect = aws.client) -> str:
+    """The ARN of the pipeline's newest execution, whoever started it. Raises Refused where there is none."""
+    answer = connect(settings, "sagemaker").list_pipeline_executions(
+        PipelineName=settings.pipeline, SortBy="CreationTime", SortOrder="Descending", MaxResults=1
+    )
+    if not answer["PipelineExecutionSummaries"]:
+        raise Refused(f"pipeline {settings.pipeline} was never started; ferry data upload or ferry train starts it")
+    return str(answer["PipelineExecutionSummaries"][0]["PipelineExecutionArn"])
+
+
+def follow(
+    settings: Settings, arn: str, report: Report, *, connect: Connect = aws.client, pause: float = _PAUSE_SECONDS
+) -> None:
+    """Report what an execution does until it has succeeded; looks every `pause` seconds.
+
+    Interrupted, the execution goes on, and that is said. Raises FerryError with the reason of the step that failed.
+    """
+    view = _View(connect(settings, "sagemaker"), connect(settings, "logs"), arn, report)
+    try:
+        while (status := view.look()) in _UNDER_WAY:
+            time.sleep(pause)
+    except (KeyboardInterrupt, BotoCoreError):
+        report(f"{arn} goes on by itself; to see it again: ferry train --follow {arn}")
+        raise
+    if status != "Succeeded":
+        raise FerryError(f"{arn}: {status}: {view.reason()}")
+
+
+@dataclass
+class _View:
+    """What was seen of one execution so far, so that every line is reported once."""
+
+    sagemaker: Any
+    logs: Any
+    arn: str
+    report: Report
+    seen: dict[str, str] = field(default_factory=dict)
+    tails: dict[str, "_Tail"] = field(default_factory=dict)
+
+    def look(self) -> str:
+        """Report what is new; returns the execution's status."""
+        status: str = self.sagemaker.describe_pipeline_execution(PipelineExecutionArn=self.arn)[
+            "PipelineExecutionStatus"
+        ]
+        # In this order: a step that ended in between is still reported before the execution's end is told.
+        for step in self._steps():
+            self._report(step)
+        return status
+
+    def reason(self) -> str:
+        failed = [
+            f"step {step['StepName']}: {step.get('FailureReason', 'no reason given')}"
+            for step in self._steps()
+            if step["StepStatus"] == "Failed"
+        ]
+        described = self.sagemaker.describe_pipeline_execution(PipelineExecutionArn=self.arn)
+        return "\n".join(failed) or described.get("FailureReason") or "no step failed"
+
+    def _steps(self) -> list[dict[str, Any]]:
+        pages = self.sagemaker.get_paginator("list_pipeline_execution_steps").paginate(
+            PipelineExecutionArn=self.arn, SortOrder="Ascending"
+        )
+        return [step for page in pages for step in page["PipelineExecutionSteps"]]
+
+    def _report(self, step: dict[str, Any]) -> None:
+        name, status = step["StepName"], step["StepStatus"]
+        changed, ended = status != self.seen.get(name), "EndTime" in step
+        if changed and not ended:
+            self.report(f"{name}: {status}")
+        self._tail(step)
+        if changed and ended:
+            self.report(f"{name}: {status}{_took(step)}{_outcome(step)}")
+        self.seen[name] = status
+
+    def _tail(self, step: dict[str, Any]) -> None:
+        for kind, group in _LOG_GROUPS.items():
+            job = step.get("Metadata", {}).get(kind, {}).get("Arn", "").rpartition("/")[2]
+            # A result out of the cache has the job of another execution, whose log was told there.
+            if job and "CacheHitResult" not in step:
+                tail = self.tails.setdefault(job, _Tail(self.logs, group, job, self.report))
+                if self.seen.get(step["StepName"]) in (None, "Starting", "Executing"):
+                    tail.look()
+
+
+@dataclass
+class _Tail:
+    """The lines of one job's log, each reported once."""
+
+    logs: Any
+    group: str
+    job: str
+    report: Report
+    tokens: dict[str, str] = field(default_factory=dict)
+    readable: bool = True
+
+    def look(self) -> None:
+        """Report the lines since the last look; a log that is not there yet, or may not be read, ends nothing."""
+        try:
+            for stream in self._streams() if self.readable else []:
+                self._read(stream)
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            if code == "AccessDeniedException":
+                self.readable = False
+                self.report(f"  the log {self.group}/{self.job} may not be read: {error.response['Error']['Message']}")
+            elif code != "ResourceNotFoundException":
+                raise
+
+    def _streams(self) -> list[str]:
+        answer = self.logs.describe_log_streams(logGroupName=self.group, logStreamNamePrefix=f"{self.job}/")
+        return [stream["logStreamName"] for stream in answer["logStreams"]]
+
+    def _read(self, stream: str) -> None:
+        # The token comes back unchanged at the stream's end.
+        while True:
+            token = self.tokens.get(stream)
+            answer = self.logs.get_log_events(
+                logGroupName=self.group,
+                logStreamName=stream,
+                startFromHead=True,
+                **({"nextToken": token} if token else {}),
+            )
+            for event in answer["events"]:
+                self.report(f"  {event['message'].rstrip()}")
+            self.tokens[stream] = answer["nextForwardToken"]
+            if answer["nextForwardToken"] == token:
+                return
+
+
+def _took(step: dict[str, Any]) -> str:
+    if "StartTime" not in step or "EndTime" not in step:
+        return ""
+    return f" after {(step['EndTime'] - step['StartTime']).total_seconds():.0f} s"
+
+
+def _outcome(step: dict[str, Any]) -> str:
+    metadata = step.get("Metadata", {})
+    if "CacheHitResult" in step:
+        return f", taken from {step['CacheHitResult']['SourcePipelineExecutionArn']}"
+    if "Condition" in metadata:
+        return f", {metadata['Condition'].get('Outcome', '')}"
+    if "RegisterModel" in metadata:
+        return f", {metadata['RegisterModel'].get('Arn', '')}"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -31,93 +225,35 @@ class TrainingJob:
 
 
 def run_training_job(settings: Settings, dataset: str, report: Report) -> TrainingJob:
-    """Train on what the data bucket holds, with the hyperparameters of the table [datasets.<dataset>].
+    """Run the `train` executable alone on this machine, on what the data bucket holds, without the rest of the pipeline.
 
-    Each job has a folder of its own below the build folder; a failed one stays there for reading. Raises FerryError with
-    the content of the job's failure file.
+    Raises FerryError with the content of the job's failure file.
     """
     aws.local_settings(settings)
-    table = settings.datasets.get(dataset, settings.datasets[settings.model.dataset])
     name = f"{settings.pipeline}-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S-%f}"
-    paths = MlPaths(settings.build_path / "training" / name)
-    s3 = aws.client(settings, "s3")
-    report(f"training job {name}")
-    _write_input(paths, dict(table.hyperparameters))
-    for channel, folder in environment.CHANNEL_FOLDERS.items():
-        _download_channel(s3, settings, folder, paths.channel(channel))
-    _run(settings, paths, dataset, report)
-    key = f"{TRAINING_PREFIX}/{name}/output/{environment.ARCHIVE_FILE}"
-    artifact = write_archive(_files_below(paths.model))
-    s3.put_object(Bucket=settings.artifact_bucket, Key=key, Body=artifact, ChecksumAlgorithm="SHA256")
-    return TrainingJob(name, paths, f"s3://{settings.artifact_bucket}/{key}")
-
-
-def _write_input(paths: MlPaths, hyperparameters: dict[str, str]) -> None:
-    """The three JSON files that SageMaker mounts, with the keys of its developer guide."""
-    channel = {"TrainingInputMode": "File", "S3DistributionType": "FullyReplicated", "RecordWrapperType": "None"}
-    documents: dict[Path, Any] = {
-        paths.hyperparameters: hyperparameters,
-        paths.input_data_config: dict.fromkeys(environment.CHANNEL_FOLDERS, channel),
-        paths.resource_config: {"current_host": "algo-1", "hosts": ["algo-1"], "network_interface_name": "lo"},
+    job = StepJob(settings, name, settings.build_path / "training" / name, report)
+    channels = {
+        channel: f"s3://{settings.data_bucket}/{settings.dataset_prefix}/{folder}/"
+        for channel, folder in environment.CHANNEL_FOLDERS.items()
     }
-    for path, document in documents.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=2) + "\n")
-    paths.model.mkdir(parents=True, exist_ok=True)
-    paths.output.mkdir(parents=True, exist_ok=True)
-
-
-def _download_channel(s3: Any, settings: Settings, folder: str, target: Path) -> None:
-    prefix = f"{settings.dataset_prefix}/{folder}/"
-    target.mkdir(parents=True, exist_ok=True)
-    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=settings.data_bucket, Prefix=prefix)
-    keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
-    if not keys:
-        raise FerryError(
-            f"s3://{settings.data_bucket}/{prefix}: nothing is there; upload a dataset first: ferry data upload"
-        )
-    for key in keys:
-        s3.download_file(settings.data_bucket, key, str(target / Path(key).name))
-
-
-def _run(settings: Settings, paths: MlPaths, dataset: str, report: Report) -> None:
-    """The image's `train` executable, with the environment that SageMaker gives it and nothing of the toolkit's."""
-    inherited = {
-        name: value for name, value in os.environ.items() if not name.startswith(("SM_", "AWS_", "SAGEMAKER_"))
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-u", str(ROOT / "model_code" / "container" / "train")],
-        env=inherited
-        | {
-            environment.BASE_DIR: str(paths.base),
-            environment.MODEL_NAME: settings.model.name,
-            environment.DATASET: dataset,
-            environment.SOURCE_REVISION: source_revision(),
-            "PYTHONPATH": str(ROOT),
-            "TRAINING_JOB_NAME": paths.base.name,
+    described = training.run(
+        job,
+        {
+            "AlgorithmSpecification": {},
+            "HyperParameters": dict(dataset_settings(settings, dataset).hyperparameters),
+            "InputDataConfig": [
+                {"ChannelName": channel, "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": uri}}}
+                for channel, uri in channels.items()
+            ],
+            "OutputDataConfig": {"S3OutputPath": f"s3://{settings.artifact_bucket}/{TRAINING_PREFIX}"},
+            "Environment": {
+                environment.MODEL_NAME: settings.model.name,
+                environment.DATASET: dataset,
+                environment.SOURCE_REVISION: source_revision(),
+            },
         },
-        cwd=paths.base,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
     )
-    assert process.stdout is not None
-    try:
-        with process, (paths.base / "job.log").open("w", encoding="utf-8") as log:
-            for line in process.stdout:
-                log.write(line)
-                report(f"  {line.rstrip()}")
-    except BaseException:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        raise
-    if process.returncode != 0:
-        cause = paths.failure.read_text() if paths.failure.exists() else "the job left no failure file"
-        raise FerryError(f"training job {paths.base.name} failed ({process.returncode}): {cause}\nlog: {log.name}")
+    return TrainingJob(name, MlPaths(job.folder), described["ModelArtifacts"]["S3ModelArtifacts"])
 
 
 def source_revision() -> str:
@@ -129,7 +265,3 @@ def source_revision() -> str:
         [git, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], cwd=ROOT, capture_output=True, text=True
     )
     return answer.stdout.strip() if answer.returncode == 0 else "unknown"
-
-
-def _files_below(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -21,6 +21,9 @@ hyperparameters = {{ epochs = "1" }}
 gate = 0.95
 hyperparameters = {{ epochs = "{digits_epochs}" }}
 
+[datasets.iris]
+gate = 0.9
+
 [hosting]
 instance_type = "ml.c5.large"
 

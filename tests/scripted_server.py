@@ -39,7 +39,10 @@ class Server:
 
 @contextmanager
 def scripted(replies: Mapping[str, Sequence[Reply]]) -> Iterator[Server]:
-    """Serve `replies`: for "METHOD /path" (without its query) one after the other, the last one for ever; else 404."""
+    """Serve `replies`: for "METHOD /path" (without its query) one after the other, the last one for ever; else 404.
+
+    AWS's JSON protocol has one path and names the operation in X-Amz-Target; there, the name is the key: "DescribePipeline".
+    """
     left = {request: list(answers) for request, answers in replies.items()}
 
     class Handler(BaseHTTPRequestHandler):
@@ -48,7 +51,8 @@ def scripted(replies: Mapping[str, Sequence[Reply]]) -> Iterator[Server]:
         def _answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             state.asked.append(Asked(self.command, self.path, dict(self.headers), body))
-            answers = left.get(f"{self.command} {self.path.partition('?')[0]}", [Reply(404, b"not found")])
+            operation = self.headers.get("X-Amz-Target", "").rpartition(".")[2]
+            answers = left.get(operation or f"{self.command} {self.path.partition('?')[0]}", [Reply(404, b"not found")])
             reply = answers.pop(0) if len(answers) > 1 else answers[0]
             self.send_response(reply.status)
             for name, value in {"Content-Length": str(len(reply.body)), **reply.headers}.items():

@@ -18,7 +18,7 @@ def make_release(settings: Settings, onnx_sha256: str = ONNX_SHA256) -> Release:
     identifier = release_id(settings.model.name, onnx_sha256)
     threshold = settings.datasets[settings.model.dataset].gate
     return Release(
-        schema_version=1,
+        schema_version=2,
         release_id=identifier,
         model=settings.model.name,
         dataset=settings.model.dataset,
@@ -33,6 +33,9 @@ def make_release(settings: Settings, onnx_sha256: str = ONNX_SHA256) -> Release:
         metrics={"accuracy": threshold, "loss": 0.0451},
         gate=Gate(metric="accuracy", threshold=threshold, value=threshold),
         pipeline_execution="local",
+        model_package=None,
+        dataset_manifest_sha256=None,
+        source_revision="unknown",
         training_end_time="2026-01-02T03:04:05Z",
     )
 

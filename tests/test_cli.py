@@ -113,7 +113,7 @@ def test_data_inside_the_build_folder_is_refused_and_left_alone(tmp_path: Path) 
     (source / "train-images-idx3-ubyte").write_bytes(b"precious")
     finished = ferry("--env", str(path), "data", "upload", "--data", str(source))
     assert finished.returncode == 2
-    assert "give a folder outside of it" in finished.stderr
+    assert "Give a folder outside of it" in finished.stderr
     assert (source / "train-images-idx3-ubyte").read_bytes() == b"precious"
 
 

@@ -34,7 +34,7 @@ def write_release(folder: Path, *, seed: int = 0, extra_members: dict[str, bytes
     description = write_artifact(archive, seed=seed, extra_members=extra_members)
     raw = archive.read_bytes()
     release = Release(
-        schema_version=1,
+        schema_version=2,
         release_id=release_id(description.model, description.onnx.sha256),
         model=description.model,
         dataset=description.training.dataset,
@@ -49,6 +49,9 @@ def write_release(folder: Path, *, seed: int = 0, extra_members: dict[str, bytes
         metrics=dict(description.metrics),
         gate=Gate(metric="accuracy", threshold=0.0, value=description.metrics["accuracy"]),
         pipeline_execution="local",
+        model_package=None,
+        dataset_manifest_sha256=None,
+        source_revision=description.source_revision,
         training_end_time=description.training.ended_at,
     )
     (folder / "release.json").write_bytes(release.to_bytes())

@@ -12,7 +12,7 @@ from moto.server import ThreadedMotoServer
 from ferry import aws, local
 from ferry.archive import read_archive, write_archive
 from ferry.errors import FerryError, Refused
-from ferry.release import current_release, make_release
+from ferry.release import Origin, current_release, make_release
 from infra.release import ReleaseError, parse_release, read_release
 from infra.settings import Settings
 from model_code.inference.contract import ModelDescription, model_json_bytes, parse_model_json
@@ -172,7 +172,7 @@ def test_a_mistyped_execution_is_refused_before_anything_is_stored(
 ) -> None:
     path, _ = artifact(tmp_path / "model.tar.gz")
     with pytest.raises(Refused, match="--execution"):
-        make_release(settings, path, silent, execution=execution)
+        make_release(settings, path, silent, origin=Origin(execution=execution))
     assert stored(settings) == {}
 
 
@@ -211,7 +211,7 @@ def test_a_manifest_is_read_strictly(settings: Settings, tmp_path: Path) -> None
             parse_release(json.dumps(good | fields).encode(), "release.json")
         return str(error.value)
 
-    assert "/schema_version" in refused(schema_version=2)
+    assert "/schema_version" in refused(schema_version=1)
     assert "/surprise" in refused(surprise=1)
     assert "make it" in refused(release_id="mnist-000000000000")
     assert "/archive/sha256" in refused(archive=good["archive"] | {"sha256": good["archive"]["sha256"].upper()})

@@ -21,7 +21,12 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What each part may import besides the standard library. The first pattern that matches a file counts.
 IMPORT_TABLE: dict[str, set[str]] = {
     "app.py": {"infra", "aws_cdk"},
-    "infra/aws/pipeline_definition.py": {"infra.settings", "model_code.environment"},
+    "infra/aws/pipeline_*.py": {
+        "infra.aws.pipeline_functions",
+        "infra.aws.pipeline_requests",
+        "infra.settings",
+        "model_code.environment",
+    },
     "infra/aws/*": {"infra.settings", "infra.release", "infra.aws", "model_code.environment", "aws_cdk", "constructs"},
     "infra/azure/terraform.py": {"infra.azure.kit", "cdktf", "cdktf_cdktf_provider_azurerm"},
     "infra/azure/*": {
@@ -43,9 +48,21 @@ IMPORT_TABLE: dict[str, set[str]] = {
         "numpy",
         "onnx",
         "onnxruntime",
+        "PIL",
+        "skl2onnx",
+        "sklearn",
         "torch",
     },
     "model_code/container/train": {"model_code.training", "model_code.environment"},
+    "model_code/container/evaluation.py": {
+        "model_code.container",
+        "model_code.inference",
+        "model_code.environment",
+        "model_code.training.errors",
+        "model_code.training.evaluate",
+        "model_code.training.examples",
+        "numpy",
+    },
     "model_code/container/*": {"model_code.container", "model_code.inference", "model_code.environment", "granian"},
     "function_app/*": {"azure.functions", "model_code.inference", "model_code.environment"},
     # The development host runs inside the package's own interpreter: it reaches nothing of ours by name.
@@ -55,9 +72,13 @@ IMPORT_TABLE: dict[str, set[str]] = {
         "infra.settings",
         "infra.release",
         "infra.aws.image",
+        "infra.aws.pipeline_requests",
         "infra.azure.package",
         "model_code.environment",
         "model_code.inference",
+        "model_code.training.dataset",
+        "model_code.training.errors",
+        "model_code.training.examples",
         "azure.core",
         "azure.identity",
         "boto3",
@@ -70,7 +91,8 @@ IMPORT_TABLE: dict[str, set[str]] = {
         "PIL",
         "psutil",
         "rich",
-        "sklearn",
+        "sagemaker",
+        "tomli_w",
         "urllib3",
     },
     "bench/*": {
@@ -96,7 +118,7 @@ def sources() -> list[Path]:
         check=True,
     ).stdout.decode()
     paths = [Path(name) for name in listed.split("\0") if name]
-    executables = {Path("model_code/container") / name for name in ("fetch", "serve", "train")}
+    executables = {Path("model_code/container") / name for name in ("evaluate", "fetch", "serve", "train")}
     return [path for path in paths if (path.suffix == ".py" or path in executables) and path.parts[0] != "tests"]
 
 
@@ -133,7 +155,9 @@ def test_imports_only_point_down(path: Path) -> None:
         assert permitted, f"{path} imports {name}; it may import {', '.join(sorted(allowed)) or 'the standard library'}"
 
 
-@pytest.mark.parametrize("module", ["model_code.container.server", "function_app.function_app"])
+@pytest.mark.parametrize(
+    "module", ["model_code.container.server", "model_code.container.evaluation", "function_app.function_app"]
+)
 def test_what_serves_never_loads_torch_or_a_cloud_sdk(module: str) -> None:
     script = f"import sys, {module}; print(*sorted(sys.modules))"
     loaded = subprocess.run(

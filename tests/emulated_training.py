@@ -1,0 +1,134 @@
+"""An emulated account with what `ferry train` works on: buckets, tiny data with their manifest, the deployed pipeline.
+
+The emulator is moto's server, real enough here: S3, pipelines and the model registry keep and answer what they are given.
+"""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner, Result
+from moto.server import ThreadedMotoServer
+
+from ferry import aws
+from ferry.cli import main
+from infra.aws.image import image_uri, own_training_image_uri, processing_image_uri
+from infra.aws.pipeline_definition import pipeline_definition
+from infra.aws.pipeline_requests import PipelineResources, TrainingCode
+from infra.aws.source_bundle import source_bundle
+from infra.settings import ROOT, TRAINING_PREFIX, Settings, load_settings
+from model_code.environment import CHANNEL_FOLDERS
+from tests.idx_files import digit_like, idx
+from tests.local_settings import local_settings
+
+ASSETS = "assets-of-the-tests"
+_ROLE = "arn:aws:iam::123456789012:role/"
+
+
+@dataclass(frozen=True)
+class Account:
+    """An environment whose AWS side is a running emulator; `settings_path` is the same for `ferry --env`."""
+
+    settings: Settings
+    settings_path: Path
+
+    def client(self, service: str) -> Any:
+        return aws.client(self.settings, service)
+
+    def keys(self, bucket: str, prefix: str = "") -> list[str]:
+        listed = self.client("s3").list_objects_v2(Bucket=bucket, Prefix=prefix)
+        return [entry["Key"] for entry in listed.get("Contents", [])]
+
+
+@contextmanager
+def emulated(folder: Path) -> Iterator[Settings]:
+    """A running emulator with nothing in it."""
+    settings = local_settings(folder)
+    assert settings.local is not None
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=settings.local.emulator_port, verbose=False)
+    server.start()
+    try:
+        yield settings
+    finally:
+        server.stop()
+
+
+def fresh_account(emulator: Settings, folder: Path) -> Account:
+    """An environment of the test's own in a running emulator: buckets, model package group, a build folder."""
+    name = "t" + hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    path = Path(emulator.build_dir).with_name(f"{emulator.environment}.toml")
+    own = path.read_text().replace(f'"{emulator.environment}"', f'"{name}"', 1)
+    path = folder / f"{name}.toml"
+    path.write_text(own.replace(f'"{emulator.build_dir}"', f'"{folder / "build"}"'))
+    settings = load_settings(str(path))
+    s3 = aws.client(settings, "s3")
+    for bucket in (settings.data_bucket, settings.artifact_bucket, ASSETS):
+        s3.create_bucket(Bucket=bucket)
+    s3.put_bucket_versioning(Bucket=settings.artifact_bucket, VersioningConfiguration={"Status": "Enabled"})
+    aws.client(settings, "sagemaker").create_model_package_group(ModelPackageGroupName=settings.model_package_group)
+    return Account(settings, path)
+
+
+def upload_images(account: Account, *, dataset: str = "mnist", train: int = 256, test: int = 60) -> str:
+    """Tiny IDX channels and their manifest, the last object being its copy by hash; returns the manifest's sha256."""
+    settings, s3 = account.settings, account.client("s3")
+    for channel, prefix, count in (("training", "train", train), ("testing", "t10k", test)):
+        images, labels = digit_like(count, seed=count)
+        for name, values in (("images-idx3", images), ("labels-idx1", labels)):
+            key = f"{settings.dataset_prefix}/{CHANNEL_FOLDERS[channel]}/{prefix}-{name}-ubyte.gz"
+            s3.put_object(Bucket=settings.data_bucket, Key=key, Body=gzip.compress(idx(values)))
+    return put_manifest(account, dataset)
+
+
+def put_manifest(account: Account, dataset: str) -> str:
+    """The manifest of `dataset` and its copy by hash; returns the sha256."""
+    settings, s3 = account.settings, account.client("s3")
+    manifest = json.dumps({"schema_version": 1, "dataset": dataset, "files": []}).encode()
+    sha256 = hashlib.sha256(manifest).hexdigest()
+    for key in (settings.dataset_manifest, settings.started_manifest(sha256)):
+        s3.put_object(Bucket=settings.data_bucket, Key=key, Body=manifest)
+    return sha256
+
+
+def definition(account: Account, *, own_image: bool = False) -> dict[str, Any]:
+    """The pipeline of the account's settings, with the values that a deployment would fill in."""
+    settings = account.settings
+    bundle = source_bundle(ROOT)
+    source = f"{bundle.digest}.tar.gz"
+    account.client("s3").put_object(Bucket=ASSETS, Key=source, Body=bundle.archive)
+    script = TrainingCode(
+        "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch:2", f"s3://{ASSETS}/{source}", "sha256:s"
+    )
+    own = TrainingCode(own_training_image_uri(settings), None, "sha256:own")
+    resources = PipelineResources(
+        dataset_uri=f"s3://{settings.data_bucket}/{settings.dataset_prefix}",
+        output_uri=f"s3://{settings.artifact_bucket}/{TRAINING_PREFIX}",
+        code=own if own_image else script,
+        processing_image=processing_image_uri(settings),
+        serving_image=image_uri(settings),
+        training_role_arn=f"{_ROLE}training",
+        evaluation_role_arn=f"{_ROLE}evaluation",
+        key_arn="arn:aws:kms:us-east-1:123456789012:key/00000000-0000-0000-0000-000000000000",
+        volume_key_arns={},
+    )
+    return pipeline_definition(settings, resources)
+
+
+def ferry(account: Account, *arguments: str) -> Result:
+    """Run the command in the account's environment, in this process."""
+    return CliRunner().invoke(main, ["--env", str(account.settings_path), *arguments])
+
+
+def deploy(account: Account, **options: bool) -> None:
+    """Create the pipeline under its own name."""
+    account.client("sagemaker").create_pipeline(
+        PipelineName=account.settings.pipeline,
+        PipelineDefinition=json.dumps(definition(account, **options)),
+        RoleArn=f"{_ROLE}pipeline",
+        ClientRequestToken="t" * 32,
+    )
