@@ -14,8 +14,8 @@ export CHECKPOINT_DISABLE := 1
 help: ## Lists the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-demo: setup ## The whole journey on this machine; DATA=<folder>|digits gives the images, KEEP=1 leaves both doors open
-	@$(BIN)/ferry --env local demo $(if $(DATA),--data "$(DATA)") $(if $(KEEP),--keep)
+demo: setup ## The whole journey on this machine; MODEL=<name>, DATA=<folder> or a word of the model's, KEEP=1 leaves both doors open
+	@$(BIN)/ferry --env local demo $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") $(if $(KEEP),--keep)
 
 test: setup .venv-checkov/.ready ## Format, lint, types and every test
 	@scripts/test
