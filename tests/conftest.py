@@ -23,6 +23,10 @@ os.environ |= {
     "JSII_RUNTIME_PACKAGE_CACHE_ROOT": str(Path(__file__).resolve().parent.parent / "build" / "jsii"),
 }
 
+# With one process of tests a core, a training that takes every core would only be in the others' way.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 
 @pytest.fixture(autouse=True)
 def _environment_is_left_as_it_was() -> object:

@@ -252,7 +252,8 @@ def test_the_newest_execution_is_found_and_its_absence_said(settings: Settings) 
 
 
 _FOLLOWER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored below a shell's background job, these tests' too
 from ferry.train import follow
 from infra.settings import load_settings
 from tests.scripted_server import Server
@@ -272,7 +273,7 @@ def test_an_interrupt_ends_the_watching_only_and_says_how_to_go_on(settings: Set
         assert follower.stdout is not None
         assert follower.stdout.readline() == "Preprocess: Executing\n"
         os.kill(follower.pid, signal.SIGINT)
-        rest, _ = follower.communicate()
+        rest, _ = follower.communicate(timeout=60)
         assert f"ferry train --follow {ARN}" in rest
         assert follower.returncode != 0
         assert "StopPipelineExecution" not in {request.headers.get("X-Amz-Target") for request in server.asked}
