@@ -20,6 +20,9 @@ demo: setup ## The whole journey on this machine; MODEL=<name>, DATA=<folder> or
 test: setup .venv-checkov/.ready ## Format, lint, types and every test
 	@scripts/test
 
+test-slow: setup ## The longest tests: whole journeys, several processes, kills in the middle of a training
+	@$(BIN)/python -m pytest -m slow
+
 test-cdktn: setup .venv/.cdktn-ready ## The Azure stack's tests with the second kit, cdktn and azurerm 5
 	@FERRY_CDKTF_KIT=cdktn $(BIN)/python -m pytest tests/test_azure_kit.py tests/test_infra_azure*.py
 
@@ -55,4 +58,4 @@ node_modules/.ready: package.json package-lock.json .npmrc scripts/setup .venv/.
 .venv-checkov/.ready: tests/checkov/requirements.txt scripts/setup
 	@PYTHON="$(PYTHON)" scripts/setup checkov
 
-.PHONY: help demo test test-cdktn synth bench snapshots setup lock clean
+.PHONY: help demo test test-slow test-cdktn synth bench snapshots setup lock clean

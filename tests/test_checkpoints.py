@@ -240,6 +240,7 @@ def test_an_early_stop_keeps_the_weights_of_the_best_epoch(tmp_path: Path, capsy
 # The whole job.
 
 
+@pytest.mark.slow
 def test_a_job_that_was_killed_and_stopped_leaves_the_same_file(tmp_path: Path) -> None:
     hyperparameters = {"epochs": "2", "batch_size": "16", "checkpoint_steps": "2"}
     whole = write_job(tmp_path / "whole", hyperparameters)
@@ -263,6 +264,7 @@ def test_a_job_that_was_killed_and_stopped_leaves_the_same_file(tmp_path: Path) 
     assert first == second
 
 
+@pytest.mark.slow
 def test_a_killed_job_of_awss_toolkit_goes_on(tmp_path: Path) -> None:
     paths = toolkit_job(tmp_path, {"epochs": 2, "batch_size": 16, "checkpoint_steps": 2})
     toolkit = [sys.executable, "-m", "sagemaker_training.cli.train"]

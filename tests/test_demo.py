@@ -73,6 +73,7 @@ def test_a_model_below_its_gate_ends_the_journey_with_1_and_leaves_nothing_runni
     assert not load_settings(str(path)).release_path.exists()
 
 
+@pytest.mark.slow
 def test_another_model_makes_the_same_journey_in_a_build_folder_of_its_own(tmp_path: Path) -> None:
     path, output = write_settings(tmp_path, name="second"), tmp_path / "demo"
     finished = ferry(path, "demo", "--model", "iris", "--output", str(output))

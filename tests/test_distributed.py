@@ -63,6 +63,7 @@ def assert_equal_up_to_rounding(first: MlPaths, second: MlPaths) -> None:
 # The same result.
 
 
+@pytest.mark.slow
 def test_two_processes_that_torchrun_starts_train_what_one_trains(tmp_path: Path, alone: MlPaths) -> None:
     paths = write_job(tmp_path, HYPERPARAMETERS)
     job = finish_job(paths, TORCHRUN)
@@ -78,6 +79,7 @@ def test_two_processes_of_one_host_train_what_one_trains(tmp_path: Path, alone: 
     assert_equal_up_to_rounding(alone, paths)
 
 
+@pytest.mark.slow
 def test_two_hosts_train_what_one_trains_and_the_first_leaves_it(tmp_path: Path, alone: MlPaths) -> None:
     first, second = write_hosts(tmp_path, HYPERPARAMETERS)
     for job in start_hosts([first, second]):
@@ -92,6 +94,7 @@ def test_two_hosts_train_what_one_trains_and_the_first_leaves_it(tmp_path: Path,
 # Stopped.
 
 
+@pytest.mark.slow
 def test_sigterm_reaches_all_processes_and_their_training_goes_on(tmp_path: Path, alone: MlPaths) -> None:
     paths = write_job(tmp_path, HYPERPARAMETERS)
     job = start_job(paths, **TWO)
@@ -108,6 +111,7 @@ def test_sigterm_reaches_all_processes_and_their_training_goes_on(tmp_path: Path
 # Failures.
 
 
+@pytest.mark.slow
 def test_bad_data_on_one_host_fails_both_and_each_says_what_it_knows(tmp_path: Path) -> None:
     first, second = write_hosts(tmp_path, HYPERPARAMETERS)
     (second.channel("training") / "train-labels-idx1-ubyte.gz").unlink()
@@ -117,6 +121,7 @@ def test_bad_data_on_one_host_fails_both_and_each_says_what_it_knows(tmp_path: P
     assert first.failure.read_text().startswith("PEER_LOST process 0 of 2: ")
 
 
+@pytest.mark.slow
 def test_hosts_with_different_data_are_refused(tmp_path: Path) -> None:
     first, second = write_hosts(tmp_path, HYPERPARAMETERS)
     second.hyperparameters.write_text(json.dumps(HYPERPARAMETERS | {"seed": "2"}))

@@ -30,6 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         local.down(load_settings(str(path)), lambda _: None)
 
 
+@pytest.mark.slow
 def test_every_cell_runs_and_both_doors_say_the_same(folder: Path) -> None:
     notebook: Any = nbformat.read(NOTEBOOK, as_version=4)
     client = NotebookClient(
