@@ -5,12 +5,11 @@ doors over HTTP. `run` returns only when every number holds.
 """
 
 import functools
+import itertools
 import json
 import os
 import shlex
 import signal
-import subprocess
-import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,9 +32,11 @@ from ferry.files import write_atomically
 from ferry.package import build_package
 from ferry.pipeline_runner import Execution
 from ferry.release import current_release
+from ferry.tools import node_tool
+from ferry.tools import run as run_tool
 from ferry.train_local import train_locally
 from infra.release import Release
-from infra.settings import ENVIRONMENT_VARIABLE, ROOT, Settings, load_settings, settings_file
+from infra.settings import ROOT, Settings, load_settings, settings_file
 from model_code.environment import MlPaths
 from model_code.inference.codecs import CSV, JSON
 from model_code.inference.contract import Signature
@@ -185,41 +186,16 @@ def _tool(settings: Settings, environment: str, output: Path, tool: str, *argume
     """Run the pinned cdk or cdktf against the emulator; its whole output goes to a log, the lines that matter here."""
     if tool == "cdk":
         arguments = (*arguments, "--output", str(output / "cdk.out"), "--ci", "--no-color", "--no-notices")
-    log = output / f"{tool}-{arguments[0]}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    variables = aws.emulator_environment(settings) | {
-        ENVIRONMENT_VARIABLE: environment,
-        # The virtual environment's Node, not the system's, for the tools and for jsii.
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        "CHECKPOINT_DISABLE": "1",
-        "CI": "1",
-    }
-    executable = ROOT / "node_modules" / ".bin" / tool
-    if not executable.exists():
-        raise FerryError(f"{executable}: not there; `make setup` installs it")
-    command = [str(executable), *arguments]
-    with log.open("a", encoding="utf-8") as file:
-        process = subprocess.Popen(
-            command, env=variables, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
-        )  # fmt: skip
-        assert process.stdout is not None
-        try:
-            tail: list[str] = []
-            for text in process.stdout:
-                file.write(text)
-                tail = [*tail[-20:], text.rstrip()]
-                if any(sign in text for sign in ("✅", "❌", "deploying...", "Generated Terraform")):
-                    line(" ".join(text.split()))
-            process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-    if process.returncode != 0:
-        raise FerryError(
-            f"{tool} {' '.join(arguments)} ended with {process.returncode}; {log} ends:\n" + "\n".join(tail)
-        )
+    executable, variables = node_tool(tool, settings, Path(environment))
+    named = "-".join(itertools.takewhile(str.isalpha, arguments)).lower()  # the verb and its stacks
+    run_tool(
+        [executable, *arguments],
+        environment=variables,
+        folder=ROOT,
+        log=output / f"{tool}-{named}.log",
+        shows=lambda text: any(sign in text for sign in ("✅", "❌", "deploying...", "Generated Terraform")),
+        report=line,
+    )
 
 
 def _check_aws(settings: Settings, release: Release, findings: _Findings) -> None:

@@ -10,7 +10,7 @@ from ferry import aws
 from ferry.console import Report
 from ferry.destruction import Ask
 from ferry.errors import FerryError, Refused
-from ferry.tools import cdk, run
+from ferry.tools import node_tool, run
 from infra.settings import ROOT, Settings
 
 # Stacks without data, those that use another before it; the last one is what they all stand on.
@@ -130,9 +130,9 @@ def _destroy(
 
 
 def _cdk(settings: Settings, environment_file: Path, arguments: list[str], report: Report) -> None:
-    command, variables = cdk(settings, environment_file)
+    cdk, variables = node_tool("cdk", settings, environment_file)
     run(
-        [*command, *arguments, "--ci", "--no-color", "--no-notices"],
+        [cdk, *arguments, "--ci", "--no-color", "--no-notices"],
         environment=variables,
         folder=ROOT,
         log=settings.build_path / "destroy" / f"cdk-{arguments[0]}.log",

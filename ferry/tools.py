@@ -58,18 +58,19 @@ def run(
         raise FerryError(f"{name} ended with {process.returncode}; {log} ends:\n{tail}")
 
 
-def cdk(settings: Settings, environment_file: Path) -> tuple[list[str], dict[str, str]]:
-    """The pinned `cdk` as the head of a command, and the process environment in which it reads the same settings.
+def node_tool(name: str, settings: Settings, environment_file: Path) -> tuple[str, dict[str, str]]:
+    """The pinned `cdk` or `cdktf`, and the process environment in which it reads the same settings.
 
-    For a local environment nothing of a real account is left in it.
+    For a local environment nothing of a real account is left in it. Raises FerryError where it is not installed.
     """
-    executable = ROOT / "node_modules" / ".bin" / "cdk"
+    executable = ROOT / "node_modules" / ".bin" / name
     if not executable.exists():
         raise FerryError(f"{executable}: not there; `make setup` installs it")
     base = aws.emulator_environment(settings) if settings.local is not None else dict(os.environ)
-    return [str(executable)], base | {
+    return str(executable), base | {
         ENVIRONMENT_VARIABLE: str(environment_file),
         # The virtual environment's Node, not the system's, for the tool and for jsii.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), base.get("PATH", os.defpath)]),
+        "CHECKPOINT_DISABLE": "1",
         "CI": "1",
     }

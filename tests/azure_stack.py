@@ -110,3 +110,16 @@ def synthesize_template(
 def read_template(path: Path) -> Template:
     """The Terraform JSON as azurerm 4 takes it, so that the reviewed stack is one, whichever kit wrote it."""
     return as_azurerm_4(json.loads(path.read_bytes()))
+
+
+def one(template: Template, kind: str) -> dict[str, Any]:
+    """The only resource of its kind."""
+    (resource,) = template["resource"][kind].values()
+    return dict(resource)
+
+
+def the_app(template: Template) -> dict[str, Any]:
+    """The app of a variant, whatever kind of resource it is."""
+    kinds = ("azurerm_function_app_flex_consumption", "azurerm_linux_function_app", "azurerm_container_app")
+    (kind,) = (kind for kind in kinds if kind in template["resource"])
+    return one(template, kind)

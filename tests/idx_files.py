@@ -43,9 +43,15 @@ def write_job(base: Path, hyperparameters: Mapping[str, object], *, suffix: str 
     """The whole /opt/ml below `base`, as SageMaker lays it out for one host."""
     paths = MlPaths(base)
     write_channels(paths, suffix=suffix)
+    write_config(paths, hyperparameters, {"TrainingInputMode": "File"})
+    return paths
+
+
+def write_config(paths: MlPaths, hyperparameters: Mapping[str, object], channel: Mapping[str, str]) -> None:
+    """The files below input/config, `channel` being the entry of both channels, and the empty model folder."""
     documents = {
         paths.hyperparameters: hyperparameters,
-        paths.input_data_config: {name: {"TrainingInputMode": "File"} for name in ("training", "testing")},
+        paths.input_data_config: dict.fromkeys(("training", "testing"), channel),
         # The one name that resolves everywhere: AWS's toolkit waits until every host does.
         paths.resource_config: {"current_host": "localhost", "hosts": ["localhost"], "network_interface_name": "lo"},
     }
@@ -53,4 +59,3 @@ def write_job(base: Path, hyperparameters: Mapping[str, object], *, suffix: str 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(document))
     paths.model.mkdir()
-    return paths

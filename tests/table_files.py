@@ -1,12 +1,12 @@
 """Tiny CSV channels and the folders of a training job on them, for tests."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from model_code.environment import MlPaths
+from tests.idx_files import write_config
 
 SPECIES = ("setosa", "versicolor", "virginica")
 
@@ -28,13 +28,5 @@ def write_table_job(base: Path, hyperparameters: Mapping[str, object]) -> MlPath
     for channel, count in (("training", 90), ("testing", 30)):
         paths.channel(channel).mkdir(parents=True)
         (paths.channel(channel) / "flowers.csv").write_text(flowers(count, seed=count))
-    documents = {
-        paths.hyperparameters: hyperparameters,
-        paths.input_data_config: {name: {"ContentType": "text/csv"} for name in ("training", "testing")},
-        paths.resource_config: {"current_host": "localhost", "hosts": ["localhost"], "network_interface_name": "lo"},
-    }
-    for path, document in documents.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document))
-    paths.model.mkdir()
+    write_config(paths, hyperparameters, {"ContentType": "text/csv"})
     return paths

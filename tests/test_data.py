@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 from sklearn.datasets import load_iris  # when sklearn is imported it sets variables, for good
 
 from ferry import aws
 from ferry.data import prepare, read_test_set, upload
 from ferry.errors import FerryError, Refused
 from infra.settings import ModelSettings, Settings
+from tests.emulated_training import emulated
 from tests.idx_files import digit_like, idx
-from tests.local_settings import local_settings
 from tests.table_files import flowers
 
 
@@ -27,12 +26,8 @@ def silent(_: str) -> None:
 
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    settings = local_settings(tmp_path_factory.mktemp("data"))
-    assert settings.local is not None
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=settings.local.emulator_port, verbose=False)
-    server.start()
-    yield settings
-    server.stop()
+    with emulated(tmp_path_factory.mktemp("data")) as settings:
+        yield settings
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from model_code import environment
 from model_code.container.fetching import WAIT_SECONDS
 from model_code.container.launch import DRAIN_SECONDS
-from tests.azure_stack import VARIANTS, azure_settings, read_template, synthesize_template
+from tests.azure_stack import VARIANTS, azure_settings, one, read_template, synthesize_template, the_app
 from tests.azurerm_versions import Template
 from tests.stack_fixtures import make_release
 
@@ -32,17 +32,8 @@ def synthesized(folder: Path, variant: str, **changes: Any) -> Template:
     return read_template(synthesize_template(folder, azure_settings(**VARIANTS[variant] | changes)))
 
 
-def one(template: Template, kind: str) -> Resource:
-    (resource,) = template["resource"][kind].values()
-    return dict(resource)
-
-
-def app(template: Template) -> Resource:
-    return one(template, "azurerm_container_app")
-
-
 def container(template: Template) -> Resource:
-    (container,) = app(template)["template"]["container"]
+    (container,) = the_app(template)["template"]["container"]
     return dict(container)
 
 
@@ -59,7 +50,7 @@ def test_it_runs_the_pinned_image_and_fetches_the_model_before_it_serves(templat
 
 def test_nothing_in_it_is_a_secret(template: Template, private: Template) -> None:
     for each in (template, private):
-        assert "secret" not in app(each)
+        assert "secret" not in the_app(each)
         assert not [name for name in variables(each) if "KEY" in name or "SECRET" in name]
         assert "access_key}" not in str(each)
         assert "shared_key" not in str(one(each, "azurerm_container_app_environment"))
@@ -67,8 +58,8 @@ def test_nothing_in_it_is_a_secret(template: Template, private: Template) -> Non
 
 def test_image_and_release_are_read_with_the_apps_identity(template: Template) -> None:
     identity = "${azurerm_user_assigned_identity.app_identity.id}"
-    assert app(template)["identity"] == {"type": "UserAssigned", "identity_ids": [identity]}
-    assert app(template)["registry"] == [{"server": "crteam.azurecr.io", "identity": identity}]
+    assert the_app(template)["identity"] == {"type": "UserAssigned", "identity_ids": [identity]}
+    assert the_app(template)["registry"] == [{"server": "crteam.azurecr.io", "identity": identity}]
     assert variables(template)[environment.IDENTITY_CLIENT_ID].endswith("app_identity.client_id}")
     roles = template["resource"]["azurerm_role_assignment"].values()
     granted = {role["role_definition_name"] for role in roles if "app_identity" in role["principal_id"]}
@@ -77,11 +68,11 @@ def test_image_and_release_are_read_with_the_apps_identity(template: Template) -
 
 def test_a_public_registry_is_asked_without_an_identity(tmp_path: Path) -> None:
     image = {"image": VARIANTS["container"]["container"]["image"]}
-    assert "registry" not in app(synthesized(tmp_path, "container", container=image))
+    assert "registry" not in the_app(synthesized(tmp_path, "container", container=image))
 
 
 def test_by_default_nobody_outside_the_environment_reaches_it(template: Template) -> None:
-    ingress = app(template)["ingress"]
+    ingress = the_app(template)["ingress"]
     assert ingress["external_enabled"] is False
     assert ingress["allow_insecure_connections"] is False
     assert ingress["target_port"] == environment.DEFAULT_PORT
@@ -91,9 +82,9 @@ def test_by_default_nobody_outside_the_environment_reaches_it(template: Template
 def test_another_release_changes_one_variable_and_one_tag_of_the_app(template: Template, tmp_path: Path) -> None:
     settings = azure_settings(**VARIANTS["container"])
     release, other = make_release(settings), make_release(settings, onnx_sha256="ab" * 32)
-    before = json.dumps(app(template))
-    after = json.dumps(app(read_template(synthesize_template(tmp_path, settings, other))))
-    assert variables(template)[environment.RELEASE_ID] == app(template)["tags"]["release-id"] == release.release_id
+    before = json.dumps(the_app(template))
+    after = json.dumps(the_app(read_template(synthesize_template(tmp_path, settings, other))))
+    assert variables(template)[environment.RELEASE_ID] == the_app(template)["tags"]["release-id"] == release.release_id
     assert before.count(release.release_id) == 2
     assert before.replace(release.release_id, other.release_id) == after
 
@@ -119,7 +110,7 @@ def test_fetch_says_what_is_missing_before_the_startup_probe_ends_it(template: T
 
 
 def test_a_replica_that_goes_may_answer_what_it_has_accepted(template: Template) -> None:
-    assert app(template)["template"]["termination_grace_period_seconds"] > DRAIN_SECONDS
+    assert the_app(template)["template"]["termination_grace_period_seconds"] > DRAIN_SECONDS
 
 
 def test_entra_validates_tokens_and_signs_nobody_in(private: Template) -> None:
@@ -128,7 +119,7 @@ def test_entra_validates_tokens_and_signs_nobody_in(private: Template) -> None:
     assert deployment["depends_on"] == ["azurerm_container_app.container_app"]
     document = json.loads(deployment["template_content"])
     (resource,) = document["resources"]
-    assert resource["name"] == f"{app(private)['name']}/current"
+    assert resource["name"] == f"{the_app(private)['name']}/current"
     properties = resource["properties"]
     assert properties["globalValidation"] == {
         "unauthenticatedClientAction": "Return401",
@@ -176,7 +167,7 @@ def test_its_logs_reach_the_workspace_without_a_key(template: Template) -> None:
 
 
 def test_allowed_networks_are_the_only_ones(tmp_path: Path) -> None:
-    ingress = app(synthesized(tmp_path, "container-anonymous-restricted"))["ingress"]
+    ingress = the_app(synthesized(tmp_path, "container-anonymous-restricted"))["ingress"]
     assert ingress["external_enabled"] is True
     assert [(rule["action"], rule["ip_address_range"]) for rule in ingress["ip_security_restriction"]] == [
         ("Allow", "203.0.113.0/24")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from ferry import aws, local
 from ferry.archive import read_archive, write_archive
@@ -16,7 +15,7 @@ from ferry.release import Origin, current_release, make_release
 from infra.release import ReleaseError, parse_release, read_release
 from infra.settings import Settings
 from model_code.inference.contract import ModelDescription, model_json_bytes, parse_model_json
-from tests.local_settings import local_settings
+from tests.emulated_training import emulated
 from tests.serving_models import write_artifact
 
 
@@ -26,12 +25,8 @@ def silent(_: str) -> None:
 
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    settings = local_settings(tmp_path_factory.mktemp("release"))
-    assert settings.local is not None
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=settings.local.emulator_port, verbose=False)
-    server.start()
-    yield settings
-    server.stop()
+    with emulated(tmp_path_factory.mktemp("release")) as settings:
+        yield settings
 
 
 @pytest.fixture
