@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints, ValidationError, model_validator
 
 from infra.settings_azure import AzureSettings
+from infra.settings_hosting import GatewaySettings, HostingSettings, InstanceType
 from infra.settings_table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +26,10 @@ TRAINING_PREFIX = "training"
 RELEASES_PREFIX = "releases"
 # What `ferry train --once` stages for its job.
 ONCE_PREFIX = f"{TRAINING_PREFIX}/once"
+# Requests and answers of an async endpoint, those of transform jobs, and what data capture keeps.
+ASYNC_PREFIX = "async"
+BATCH_PREFIX = "batch"
+CAPTURE_PREFIX = "capture"
 MAX_SETTINGS_BYTES = 256 * 1024
 # Tags that the stacks set themselves.
 RESERVED_TAGS = ("project", "environment", "release-id")
@@ -51,8 +56,6 @@ def _own_tags(tags: dict[str, str]) -> dict[str, str]:
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*[a-z0-9]$", max_length=16)]
 AccountId = Annotated[str, StringConstraints(pattern=r"^[0-9]{12}$"), AfterValidator(_no_placeholder)]
 Region = Annotated[str, StringConstraints(pattern=r"^[a-z]{2}(-[a-z]+)+-[1-9]$")]
-Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
-InstanceType = Annotated[str, StringConstraints(pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9]+$")]
 # What both clouds take: AWS 128 and 256 characters, Azure no <>%&\?/ in a name.
 Tags = Annotated[
     dict[
@@ -177,24 +180,6 @@ class TrainingSettings(Table):
                 "arguments, so it would find its last result and train nothing"
             )
         return self
-
-
-class HostingSettings(Table):
-    """The SageMaker endpoint."""
-
-    instance_type: InstanceType = Field(default="ml.c6i.large", description="Instance type behind the endpoint.")
-    instance_count: Annotated[int, Field(ge=1, le=100)] = Field(default=1, description="Instances behind the endpoint.")
-    image_digest: Digest | None = Field(
-        default=None,
-        description="Pins the serving image by digest; without it the immutable tag of its sources is used.",
-    )
-
-
-class GatewaySettings(Table):
-    """Limits of the API Gateway stage in front of the endpoint."""
-
-    rate_limit: Annotated[int, Field(ge=1, le=10000)] = Field(default=50, description="Requests per second, steady.")
-    burst_limit: Annotated[int, Field(ge=1, le=5000)] = Field(default=100, description="Requests at once.")
 
 
 class LocalSettings(Table):
@@ -323,6 +308,11 @@ class Settings(Table):
         return f"{self.prefix}-{self.model.name}"
 
     @property
+    def image_build(self) -> str:
+        """The CodeBuild project that builds and pushes the serving image where there is no Docker."""
+        return f"{self.prefix}-image"
+
+    @property
     def dataset_prefix(self) -> str:
         """Key prefix of the dataset in the data bucket."""
         return f"datasets/{self.model.name}"
@@ -408,6 +398,11 @@ class Settings(Table):
     def release_path(self) -> Path:
         """Where `ferry release` puts release.json beside its model.tar.gz, and where the stacks look for it."""
         return self.build_path / "release" / "release.json"
+
+    @property
+    def image_path(self) -> Path:
+        """Where `ferry image push` notes the digest of the image that it pushed, and where the stacks look for it."""
+        return self.build_path / "image.json"
 
     @property
     def package_path(self) -> Path:

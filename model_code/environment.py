@@ -35,6 +35,13 @@ BIND_TO_PORT = "SAGEMAKER_BIND_TO_PORT"
 BIND_ADDRESS = "FERRY_BIND_ADDRESS"
 DEFAULT_PORT = 8080
 
+# What a container of an endpoint does with a request: one of STAGES. `preprocess` decodes and normalises it for the next
+# container of a serial pipeline, and answers application/x-npy instead of labels.
+STAGE = "FERRY_STAGE"
+STAGES = ("predict", "preprocess")
+# SageMaker sets it in a multi-model endpoint (Developer Guide, "Build Your Own Container for SageMaker AI Multi-Model Endpoints").
+MULTI_MODEL = "SAGEMAKER_MULTI_MODEL"
+
 # `fetch`, where nobody else brings the model: the blob of the released archive, and the identity that may read it. The
 # last two are the platform's (Azure Container Apps, "Managed identities", REST endpoint reference).
 ARCHIVE_URL = "FERRY_ARCHIVE_URL"
