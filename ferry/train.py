@@ -1,11 +1,8 @@
 """Starts the deployed pipeline and follows an execution of it: steps, their status, the log of the job that runs."""
 
-import datetime
 import hashlib
 import json
 import secrets
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,14 +12,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from ferry import aws
 from ferry.console import Report
-from ferry.data import dataset_settings
 from ferry.errors import FerryError, Refused
 from ferry.pipeline import deployed_definition, start_parameters, uploaded_data
-from ferry.steps import training
-from ferry.steps.job import StepJob
-from infra.settings import ROOT, TRAINING_PREFIX, Settings
-from model_code import environment
-from model_code.environment import MlPaths
+from infra.settings import Settings
 
 Connect = Callable[[Settings, str], Any]
 # Kind of a step's job in ListPipelineExecutionSteps -> log group; its streams begin with the job's name.
@@ -213,55 +205,3 @@ def _outcome(step: dict[str, Any]) -> str:
     if "RegisterModel" in metadata:
         return f", {metadata['RegisterModel'].get('Arn', '')}"
     return ""
-
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """A finished job: its name, its own /opt/ml, and where its model artifact is."""
-
-    name: str
-    paths: MlPaths
-    artifact_uri: str
-
-
-def run_training_job(settings: Settings, dataset: str, report: Report) -> TrainingJob:
-    """Run the `train` executable alone on this machine, on what the data bucket holds, without the rest of the pipeline.
-
-    Raises FerryError with the content of the job's failure file.
-    """
-    aws.local_settings(settings)
-    name = f"{settings.pipeline}-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S-%f}"
-    job = StepJob(settings, name, settings.build_path / "training" / name, report)
-    channels = {
-        channel: f"s3://{settings.data_bucket}/{settings.dataset_prefix}/{folder}/"
-        for channel, folder in environment.CHANNEL_FOLDERS.items()
-    }
-    described = training.run(
-        job,
-        {
-            "AlgorithmSpecification": {},
-            "HyperParameters": dict(dataset_settings(settings, dataset).hyperparameters),
-            "InputDataConfig": [
-                {"ChannelName": channel, "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": uri}}}
-                for channel, uri in channels.items()
-            ],
-            "OutputDataConfig": {"S3OutputPath": f"s3://{settings.artifact_bucket}/{TRAINING_PREFIX}"},
-            "Environment": {
-                environment.MODEL_NAME: settings.model.name,
-                environment.DATASET: dataset,
-                environment.SOURCE_REVISION: source_revision(),
-            },
-        },
-    )
-    return TrainingJob(name, MlPaths(job.folder), described["ModelArtifacts"]["S3ModelArtifacts"])
-
-
-def source_revision() -> str:
-    """The commit of the working tree, marked where it has changed since; `unknown` outside a checkout."""
-    git = shutil.which("git")
-    if git is None:
-        return "unknown"
-    answer = subprocess.run(
-        [git, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], cwd=ROOT, capture_output=True, text=True
-    )
-    return answer.stdout.strip() if answer.returncode == 0 else "unknown"
