@@ -58,7 +58,12 @@ def examples(count: int, seed: int) -> Examples:
 
 
 def train(
-    base: Path, act: Act = lambda job, step: None, *, settings: LoopHyperparameters = SETTINGS, data: int = 1
+    base: Path,
+    act: Act = lambda job, step: None,
+    *,
+    settings: LoopHyperparameters = SETTINGS,
+    data: int = 1,
+    frozen_share: float = 0.5,
 ) -> dict[str, bytes]:
     """The weights after a training on 45 examples below `base`; `act` gets the job and the number of each step of this process."""
     job = Job({}, MlPaths(base), threading.Event())
@@ -68,7 +73,7 @@ def train(
         act(job, next(steps))
         return inputs + torch.randn(20, generator=generator)
 
-    recipe = Recipe(Classifier, "logits", augment)
+    recipe = Recipe(Classifier, "logits", augment, ("layers.0",), frozen_share)
     network = fit(recipe, settings, examples(45, data), examples(20, 2), choose_device(), job)
     return {name: value.numpy().tobytes() for name, value in network.state_dict().items()}
 
@@ -235,6 +240,14 @@ def test_an_early_stop_keeps_the_weights_of_the_best_epoch(tmp_path: Path, capsy
     assert best == train(tmp_path, settings=overtrained)  # from the checkpoint that it left
     packed = unpack(MlPaths(tmp_path).checkpoints.joinpath(names(tmp_path)[-1]).read_bytes()[len(MAGIC) + 32 :])
     assert {name: value.numpy().tobytes() for name, value in packed["best"][2].items()} == best
+
+
+def test_frozen_layers_stay_as_they_were_and_the_others_learn(tmp_path: Path) -> None:
+    torch.manual_seed(SETTINGS.seed)
+    start = {name: value.numpy().tobytes() for name, value in Classifier().state_dict().items()}
+    for share, changed in ((1.0, {"layers.3.weight", "layers.3.bias"}), (0.5, set(start))):
+        weights = train(tmp_path / str(share), frozen_share=share)
+        assert {name for name, value in weights.items() if value != start[name]} == changed
 
 
 # The whole job.

@@ -69,11 +69,16 @@ class Recipe:
     `network` gives (n, classes) for inputs (n, ...) and means them as `activation` says, a key of LOSSES. `augment` gets the
     inputs of a step and a generator. Several processes call it with different inputs and the same generator, so what it
     draws may not depend on the number of inputs.
+
+    The modules that `frozen` names stay as they are in the last `frozen_share` (0 to 1) of the steps. The learning rate is
+    small by then and what lies near the inputs has settled, so it costs no accuracy, and their gradients are not computed.
     """
 
     network: Callable[[], nn.Module]
     activation: str
     augment: Callable[[Tensor, torch.Generator], Tensor]
+    frozen: tuple[str, ...] = ()
+    frozen_share: float = 0.0
 
 
 def fit(
@@ -131,6 +136,7 @@ class _Loop:
         self._labels = torch.from_numpy(training.labels).to(where.device)
         self._testing = testing
         self._saved_at, self._save_seconds = 0.0, 0.0
+        self._freeze_at = round((1 - recipe.frozen_share) * settings.epochs * self._state.steps)
 
     def go_on(self) -> None:
         """From the newest checkpoint of this very training, where there is one."""
@@ -181,6 +187,8 @@ class _Loop:
         state, started, reported = self._state, time.perf_counter(), 0.0
         batches = torch.split(state.order(len(self._labels)), self._settings.batch_size)
         for index in batches[state.step :]:
+            if state.total_steps >= self._freeze_at:
+                self._freeze()
             value, stop = self._step(index)
             state.step += 1
             state.loss_sum += value * len(index)
@@ -192,6 +200,10 @@ class _Loop:
             if state.step % math.ceil(state.steps / _REPORTS_AN_EPOCH) == 0 and seconds - reported >= _REPORT_SECONDS:
                 reported = seconds
                 self._report(f"{self._position()}  loss {value:.4f}  {seconds:.1f} s")
+
+    def _freeze(self) -> None:
+        for name in self._recipe.frozen:
+            self._state.network.get_submodule(name).requires_grad_(False)
 
     def _step(self, index: Tensor) -> tuple[float, bool]:
         """Train on the examples of `index` (b,); returns their mean loss, and whether a process got SIGTERM."""
