@@ -14,6 +14,7 @@ from typing import Any
 import boto3
 
 from ferry import aws
+from ferry.console import Report
 from ferry.errors import FerryError, Refused
 from ferry.pipeline import deployed_definition, start_parameters, uploaded_data
 from ferry.pipeline_values import Scope, resolve, typed_parameters
@@ -31,17 +32,24 @@ _NO_TELEMETRY = {
 }
 
 
-def train_once(settings: Settings, dataset: str, given: Mapping[str, str]) -> str:
+def train_once(settings: Settings, dataset: str, given: Mapping[str, str], report: Report) -> str:
     """Run one training job and follow it; returns the s3:// URI of its model artifact.
 
-    Raises Refused where the SDK is not installed, no pipeline is deployed, or its Train step needs another step first;
+    Interrupted, the job goes on, and that is said. Raises Refused where the SDK is not installed, no pipeline is deployed, or its Train step needs another step first;
     FerryError where the job fails.
     """
     trainer_type = _model_trainer()
     arguments = training_arguments(settings, dataset, given)
     with tempfile.TemporaryDirectory(prefix="ferry-source-") as folder:
         trainer = model_trainer(settings, trainer_type, arguments, Path(folder), _session(settings))
-        return _train(trainer)
+        try:
+            return _train(trainer)
+        except KeyboardInterrupt:
+            report(
+                f"a job that SageMaker has taken goes on, and is paid for: its name begins with {settings.pipeline}; "
+                "aws sagemaker stop-training-job ends it"
+            )
+            raise
 
 
 def training_arguments(settings: Settings, dataset: str, given: Mapping[str, str]) -> dict[str, Any]:

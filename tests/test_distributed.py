@@ -1,6 +1,7 @@
 """Several processes that train one model on loopback: the same result as one, one artifact, and one cause of a failure."""
 
 import json
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -106,6 +107,18 @@ def test_sigterm_reaches_all_processes_and_their_training_goes_on(tmp_path: Path
     job = finish_job(paths, **TWO)
     assert "going on from checkpoint" in job.log
     assert_equal_up_to_rounding(alone, paths)
+
+
+@pytest.mark.slow
+def test_a_last_checkpoint_that_cannot_be_written_is_not_promised(tmp_path: Path) -> None:
+    paths = write_job(tmp_path, ENDLESS | {"checkpoint_steps": "1000000"})
+    job = start_job(paths, **TWO)
+    job.wait_until(lambda: "metrics epoch=2 " in job.log)
+    shutil.rmtree(paths.checkpoints)
+    paths.checkpoints.write_text("no folder")
+    job.process.terminate()
+    assert job.end() == 1, job.log
+    assert paths.failure.read_text().startswith("CHECKPOINT ")
 
 
 # Failures.

@@ -88,4 +88,4 @@ def test_the_sdk_sends_the_same_request(account: Account, tmp_path: Path, monkey
 @pytest.mark.skipif(importlib.util.find_spec("sagemaker") is not None, reason="the SDK is here")
 def test_without_the_sdk_it_says_how_to_install_it(account: Account) -> None:
     with pytest.raises(Refused, match=r"pip install '.\[local,sagemaker\]'"):
-        train_once.train_once(account.settings, "mnist", {})
+        train_once.train_once(account.settings, "mnist", {}, print)

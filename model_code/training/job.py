@@ -80,7 +80,8 @@ def run(model: str, train: Callable[[Job], TrainedModel], processes: Callable[[]
         world = None
         try:
             world = World.from_environment()
-            if _is_first_here(world):
+            # What `run_processes` started comes after that: another of them may have left its cause already.
+            if world is None or (world.local_rank == 0 and environment.TORCHRUN in os.environ):
                 _remove_leftovers(paths)
             job = Job(_hyperparameters(paths), paths, stop)
             hosts = Hosts.parse(_read_json(paths.resource_config), paths.resource_config.name)

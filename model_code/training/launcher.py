@@ -76,14 +76,11 @@ def run_processes(model: str, hosts: Hosts, count: int, stop: threading.Event) -
     first = hosts.names.index(hosts.current) * count
     report(f"processes {first} to {first + count - 1} of {len(hosts.names) * count}; the first one is on {address}")
     command = [sys.executable, "-m", f"model_code.training.{model}.train"]
-    processes = [
-        subprocess.Popen(
-            command,
-            env=os.environ | variables | {environment.RANK: str(first + number), environment.LOCAL_RANK: str(number)},
-        )
-        for number in range(count)
-    ]
+    processes: list[subprocess.Popen[bytes]] = []
     try:
+        for number in range(count):
+            own = {environment.RANK: str(first + number), environment.LOCAL_RANK: str(number)}
+            processes.append(subprocess.Popen(command, env=os.environ | variables | own))
         codes = _watch(processes, stop)
     finally:
         for process in processes:

@@ -250,8 +250,9 @@ class _Loop:
         return float.fromhex(content.decode())
 
     def _stop(self) -> NoReturn:
-        """SageMaker kills the job 120 seconds after its SIGTERM."""
+        """SageMaker kills the job 120 seconds after its SIGTERM. The others wait for the first one's checkpoint."""
         self._save()
+        self._group.from_first(b"")
         where = f"STOPPED by SIGTERM at {self._position()}; no model was written"
         if not self._resumable:
             raise Stopped(where, "The checkpoint folder cannot be written, so the next job starts anew.")
