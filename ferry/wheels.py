@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -45,6 +45,21 @@ PRUNED: Mapping[str, str] = {
     "onnxruntime/quantization/*": "makes models, serves none",
     "onnxruntime/tools/*": "makes models, serves none",
     "onnxruntime/transformers/*": "makes models, serves none",
+    "PIL/_avif.*": "another format than PNG and JPEG",
+    "PIL/_imagingcms.*": "colour profiles, which are not applied",
+    "PIL/_imagingft.*": "draws text",
+    "PIL/_imagingmath.*": "computes with images",
+    "PIL/_imagingmorph.*": "computes with images",
+    "PIL/_imagingtk.*": "shows images",
+    "PIL/_webp.*": "another format than PNG and JPEG",
+    "pillow.libs/libavif-*": "of PIL/_avif",
+    "pillow.libs/libbrotli*": "of PIL/_imagingft",
+    "pillow.libs/libfreetype-*": "of PIL/_imagingft",
+    "pillow.libs/libharfbuzz-*": "of PIL/_imagingft",
+    "pillow.libs/liblcms2-*": "of PIL/_imagingcms",
+    "pillow.libs/libpng16-*": "of PIL/_imagingft; PIL/_imaging reads PNG itself",
+    "pillow.libs/libsharpyuv-*": "of PIL/_webp",
+    "pillow.libs/libwebp*": "of PIL/_webp",
 }
 
 
@@ -103,8 +118,10 @@ def fetch_wheels(pins: Mapping[str, str], python_version: str, cache: Path) -> l
     return wheels
 
 
-def read_wheel(wheel: Path) -> dict[str, bytes]:
-    """Path to content of what a deployment needs of `wheel`; see PRUNED. Raises WheelError."""
+def read_wheel(wheel: Path, *, keep: Collection[str] = ()) -> dict[str, bytes]:
+    """Path to content of what a deployment needs of `wheel`; see PRUNED, of which the patterns in `keep` stay. Raises
+    WheelError."""
+    pruned = PRUNED.keys() - keep
     files: dict[str, bytes] = {}
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -113,7 +130,7 @@ def read_wheel(wheel: Path) -> dict[str, bytes]:
                 raise WheelError(f"{wheel}: more than {_MAX_UNPACKED} bytes unpacked")
             for member in members:
                 _check_member(wheel, member, files)
-                if not any(fnmatchcase(member.filename, pattern) for pattern in PRUNED):
+                if not any(fnmatchcase(member.filename, pattern) for pattern in pruned):
                     files[member.filename] = archive.read(member)
     except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         raise WheelError(f"{wheel}: cannot be read ({error}); delete {wheel.parent} and build again") from error
@@ -132,7 +149,7 @@ def _download(pins: Mapping[str, str], python_version: str, folder: Path) -> Non
             reason = "\n".join(finished.stderr.strip().splitlines()[-_ERROR_LINES:])
             raise WheelError(
                 f"the wheels for Python {python_version} could not be fetched into {folder}:\n{reason}\n"
-                "Check the network and the pins in function_app/requirements.txt, then build again."
+                "Check the network and the pins in the requirements.txt, then build again."
             )
         # Seen whole or not at all; when another build was quicker, its folder holds the same files.
         complete = Path(temporary) / "complete"

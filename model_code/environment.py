@@ -34,6 +34,13 @@ MODEL_DIR = "FERRY_MODEL_DIR"
 BIND_TO_PORT = "SAGEMAKER_BIND_TO_PORT"
 BIND_ADDRESS = "FERRY_BIND_ADDRESS"
 DEFAULT_PORT = 8080
+# Longest time from a request to its answer, seconds: for asynchronous endpoints, where nobody waits on a connection.
+DEADLINE = "FERRY_DEADLINE_SECONDS"
+
+# SageMaker sets the first in a batch transform, and the second where the job names a MaxPayloadInMB; 0 means bodies of any
+# size, sent in chunks (Developer Guide, "Use Your Own Inference Code with Batch Transform").
+BATCH = "SAGEMAKER_BATCH"
+MAX_PAYLOAD = "SAGEMAKER_MAX_PAYLOAD_IN_MB"
 
 # What a container of an endpoint does with a request: one of STAGES. `preprocess` decodes and normalises it for the next
 # container of a serial pipeline, and answers application/x-npy instead of labels.
@@ -41,6 +48,8 @@ STAGE = "FERRY_STAGE"
 STAGES = ("predict", "preprocess")
 # SageMaker sets it in a multi-model endpoint (Developer Guide, "Build Your Own Container for SageMaker AI Multi-Model Endpoints").
 MULTI_MODEL = "SAGEMAKER_MULTI_MODEL"
+# Memory that its server may take, models included, MB; what would not fit is answered 507.
+MODEL_MEMORY = "FERRY_MODEL_MEMORY_MB"
 
 # `fetch`, where nobody else brings the model: the blob of the released archive, and the identity that may read it. The
 # last two are the platform's (Azure Container Apps, "Managed identities", REST endpoint reference).
@@ -66,6 +75,7 @@ WORLD_SIZE = "WORLD_SIZE"
 LOCAL_RANK = "LOCAL_RANK"
 MASTER_ADDR = "MASTER_ADDR"
 MASTER_PORT = "MASTER_PORT"
+TORCHRUN = "TORCHELASTIC_RUN_ID"
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 THREADS = "OMP_NUM_THREADS"
 
@@ -108,6 +118,11 @@ class MlPaths:
     @property
     def model(self) -> Path:
         return self.base / "model"
+
+    @property
+    def models(self) -> Path:
+        """Of a multi-model endpoint: SageMaker unpacks each model into <name>/model below it."""
+        return self.base / "models"
 
     @property
     def output(self) -> Path:

@@ -7,6 +7,7 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import math
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,8 @@ OUTPUT = TensorSpec("output_0", (None, CLASSES), "float32")
 SLOW = np.full((1, 1, 28, 28), 5e8, np.float32)  # see write_slow_model
 PREPROCESSING = Preprocessing(scale=1 / 255, mean=(0.1307,), std=(0.3081,))
 
+# Of the model for colours.
+COLOUR_WEIGHT = np.random.default_rng(9).normal(size=(3 * 4 * 6, 2)).astype(np.float32)
 # Of the model for tables. A label may hold what CSV has to quote.
 TABLE_LABELS = ("ash", 'oak, "white"', "żółć")
 TABLE_WEIGHT = np.random.default_rng(3).normal(size=(4, len(TABLE_LABELS))).astype(np.float32)
@@ -171,6 +174,75 @@ def write_table_model(directory: Path) -> ModelDescription:
         ),
     )
     return _write_files(directory, raw, description)
+
+
+def colour_probabilities(inputs: NDArray[Any]) -> NDArray[np.float32]:
+    """What the model of `write_colour_model` answers for normalised inputs (n, 3, 4, 6), computed without ONNX."""
+    logits = inputs.reshape(len(inputs), -1).astype(np.float64) @ COLOUR_WEIGHT.astype(np.float64)
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float32)
+
+
+def write_colour_model(directory: Path) -> ModelDescription:
+    """A classifier for images of three channels, 4 rows and 6 columns; files as `write_model` writes them."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", [INPUT.name], ["flat"], axis=1),
+            helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], [OUTPUT.name], axis=1),
+        ],
+        "colour",
+        [helper.make_tensor_value_info(INPUT.name, TensorProto.FLOAT, ["batch", 3, 4, 6])],
+        [helper.make_tensor_value_info(OUTPUT.name, TensorProto.FLOAT, ["batch", COLOUR_WEIGHT.shape[1]])],
+        [numpy_helper.from_array(COLOUR_WEIGHT, "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    raw = bytes(model.SerializeToString())
+    inputs = np.random.default_rng(7).normal(size=(3, 3, 4, 6)).astype(np.float32)
+    description = dataclasses.replace(
+        describe(raw),
+        model="colour",
+        signature=Signature(
+            input=TensorSpec(INPUT.name, (None, 3, 4, 6), "float32"),
+            output=TensorSpec(OUTPUT.name, (None, COLOUR_WEIGHT.shape[1]), "float32"),
+            activation="probabilities",
+            preprocessing=Preprocessing(1 / 255, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)),
+            labels=("warm", "cold"),
+            response_key="colours",
+            golden=Golden(inputs, colour_probabilities(inputs)),
+        ),
+    )
+    return _write_files(directory, raw, description)
+
+
+def write_heavy_model(directory: Path, *, megabytes: int, seed: int = 0) -> ModelDescription:
+    """The model of `write_model` with so many MB of weights in it that its answers do not depend on."""
+    matrix, bias = weights(seed)
+    side = math.isqrt(megabytes * 2**20 // 4)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", [INPUT.name], ["flat"], axis=1),
+            helper.make_node("Gemm", ["flat", "weight", "bias"], ["logits"]),
+            helper.make_node("ReduceMax", ["flat", "axis"], ["largest"], keepdims=1),
+            helper.make_node("MatMul", ["largest", "row"], ["wide"]),
+            helper.make_node("MatMul", ["wide", "ballast"], ["zeros"]),
+            helper.make_node("ReduceMax", ["zeros", "axis"], ["zero"], keepdims=1),
+            helper.make_node("Add", ["logits", "zero"], ["sum"]),
+            helper.make_node("LogSoftmax", ["sum"], [OUTPUT.name], axis=1),
+        ],
+        "heavy",
+        [helper.make_tensor_value_info(INPUT.name, TensorProto.FLOAT, ["batch", 1, 28, 28])],
+        [helper.make_tensor_value_info(OUTPUT.name, TensorProto.FLOAT, ["batch", CLASSES])],
+        [
+            numpy_helper.from_array(matrix, "weight"),
+            numpy_helper.from_array(bias, "bias"),
+            numpy_helper.from_array(np.ones((1, side), np.float32), "row"),
+            numpy_helper.from_array(np.zeros((side, side), np.float32), "ballast"),
+            numpy_helper.from_array(np.array([1]), "axis"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    return _write(directory, bytes(model.SerializeToString()), seed)
 
 
 def write_slow_model(directory: Path, *, seed: int = 0) -> ModelDescription:

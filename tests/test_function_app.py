@@ -4,6 +4,7 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import io
 import json
 import logging
 import subprocess
@@ -19,11 +20,12 @@ import azure.functions as func
 import numpy as np
 import pytest
 from azure.functions.http import HttpRequest
+from PIL import Image
 
 from ferry.wheels import read_pins
 from infra.settings import ROOT
 from model_code import environment
-from model_code.inference.contract import MAX_BODY_BYTES
+from model_code.inference.contract import MAX_BODY_BYTES, Limits
 from tests import serving_models
 
 SOURCE = ROOT / "function_app" / "function_app.py"
@@ -93,6 +95,23 @@ def test_a_body_that_the_worker_hands_over_as_text_is_answered_too(app: ModuleTy
     assert call(app, "classify", BODY.decode()).status_code == 200
 
 
+def as_image(kind: str) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, size=(28, 28)).astype(np.uint8)).save(stream, kind)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_an_image_is_answered_and_one_that_came_as_text_is_refused_with_the_reason(app: ModuleType, kind: str) -> None:
+    """The host once handed images over as text, and what was no UTF-8 was lost (azure-functions-host, issue 4032)."""
+    body, content_type = as_image(kind), f"image/{kind.lower()}"
+    assert call(app, "classify", body, content_type=content_type).status_code == 200
+    response = call(app, "classify", body.decode("utf-8", "replace"), content_type=content_type)
+    error = json.loads(response.get_body())["error"]
+    assert (response.status_code, error["code"]) == (400, "BAD_IMAGE")
+    assert "taken for text" in error["message"]
+
+
 def test_the_invocation_id_is_the_request_id(app: ModuleType) -> None:
     response = call(app, "classify", b"{", Content_Type="application/json")
     assert response.status_code == 400
@@ -110,7 +129,7 @@ def test_a_slow_inference_is_504_and_the_next_request_is_answered(
     serving_models.write_slow_model(tmp_path)
     monkeypatch.setenv(environment.MODEL_DIR, str(tmp_path))
     module = import_app()
-    monkeypatch.setattr(module, "respond", functools.partial(module.respond, seconds=0.3))
+    monkeypatch.setattr(module, "respond", functools.partial(module.respond, limits=Limits(seconds=0.3)))
     response = call(module, "classify", json.dumps({"data": serving_models.SLOW.tolist()}))
     assert (response.status_code, json.loads(response.get_body())["error"]["code"]) == (504, "DEADLINE_EXCEEDED")
     monkeypatch.undo()
@@ -258,7 +277,7 @@ def test_the_deadline_counts_from_the_arrival_of_a_request(app: ModuleType, monk
             time.sleep(0.02)
             return BODY
 
-    monkeypatch.setattr(app, "respond", functools.partial(app.respond, seconds=0.01))
+    monkeypatch.setattr(app, "respond", functools.partial(app.respond, limits=Limits(seconds=0.01)))
     response = app.classify(req=request(SlowBody, b""), context=Invocation())
     assert (response.status_code, json.loads(response.get_body())["error"]["code"]) == (504, "DEADLINE_EXCEEDED")
 

@@ -9,8 +9,8 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,14 @@ import pytest
 from numpy.typing import NDArray
 
 from model_code import environment
-from model_code.container.server import MAX_PENDING, Application
-from model_code.inference.contract import DEADLINE_SECONDS, MAX_BODY_BYTES
+from model_code.container.server import Application
+from model_code.container.worker import MAX_PENDING
+from model_code.inference.contract import DEADLINE_SECONDS, MAX_BODY_BYTES, Limits
 from model_code.inference.errors import ModelInvalid
 from model_code.inference.predictor import Predictor
+from model_code.inference.respond import respond
 from tests import serving_models
+from tests.asgi import call, started
 from tests.serving_processes import LOOPBACK, SERVE, Server, container, container_variables, free_port
 
 JSON = {"content-type": "application/json"}
@@ -96,7 +99,7 @@ def test_an_inference_id_that_is_none_is_replaced(server: Server, given: str) ->
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/invocations/../ping", "/%2e%2e/ping", "//ping", "/ping/", "/ping%00", "/models", "/execution-parameters"],
+    ["/", "/invocations/../ping", "/%2e%2e/ping", "//ping", "/ping/", "/ping%00", "/models", "/models/x/invoke"],
 )
 def test_any_other_path_is_404(server: Server, path: str) -> None:
     reply = server.ask("GET", path)
@@ -106,7 +109,7 @@ def test_any_other_path_is_404(server: Server, path: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [(method, "/invocations", "POST") for method in ("GET", "PUT", "DELETE", "TRACE", "PATCH", "OPTIONS")]
-    + [(method, "/ping", "GET") for method in ("POST", "PUT")],
+    + [(method, path, "GET") for method in ("POST", "PUT") for path in ("/ping", "/execution-parameters")],
 )
 def test_another_method_is_405_and_says_which_one_is_allowed(
     server: Server, method: str, path: str, allow: str
@@ -225,6 +228,13 @@ def test_sigterm_answers_what_is_in_flight_refuses_what_is_new_and_exits_0(tmp_p
         assert server.process.wait(30) == 0
 
 
+def test_sigterm_while_workers_start_ends_all_of_them_at_once(tmp_path: Path) -> None:
+    serving_models.write_model(tmp_path / "model")
+    with container(tmp_path, FERRY_WORKERS="8") as server:  # the first of them answers
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(15) == 0
+
+
 def test_a_killed_worker_comes_back_and_the_others_go_on(tmp_path: Path) -> None:
     serving_models.write_model(tmp_path / "model")
     with container(tmp_path, FERRY_WORKERS="2") as server:
@@ -301,46 +311,8 @@ def test_a_port_that_is_taken_ends_the_process_with_2_and_its_name(tmp_path: Pat
 # The application: what would take the process too long
 
 
-Messages = list[MutableMapping[str, Any]]
-
-
-async def call(
-    app: Application, method: str, path: str, *chunks: bytes, stall: bool = False
-) -> tuple[int, dict[str, str], bytes]:
-    """One request through the ASGI interface; with `stall` the body never ends."""
-    sent: Messages = []
-    waiting = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
-    if not stall:
-        waiting.append({"type": "http.request", "body": b"", "more_body": False})
-
-    async def receive() -> MutableMapping[str, Any]:
-        if not waiting:
-            await asyncio.Event().wait()
-        return waiting.pop(0)
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        sent.append(message)
-
-    scope = {"type": "http", "method": method, "path": path, "headers": [(b"content-type", b"application/json")]}
-    await app(scope, receive, send)
-    headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    return sent[0]["status"], headers, sent[1]["body"]
-
-
-@asynccontextmanager
-async def started(app: Application) -> AsyncIterator[str]:
-    """The application between start-up and shutdown, as a server drives it; yields what it said to the start-up."""
-    orders: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
-    said: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
-    life = asyncio.create_task(app({"type": "lifespan"}, orders.get, said.put))
-    await orders.put({"type": "lifespan.startup"})
-    yield (await said.get())["type"]
-    await orders.put({"type": "lifespan.shutdown"})
-    await life
-
-
 def test_before_a_model_is_loaded_ping_and_invocations_are_503(tmp_path: Path) -> None:
-    app = Application(lambda: Predictor.load(tmp_path))
+    app = Application(lambda: Predictor.load(tmp_path), respond)
     for method, path in (("GET", "/ping"), ("POST", "/invocations")):
         status, _, body = asyncio.run(call(app, method, path, BODY))
         assert (status, code(body)) == (503, "NOT_READY")
@@ -351,7 +323,7 @@ def test_a_worker_that_cannot_load_its_model_does_not_start() -> None:
         raise ModelInvalid("changed since")
 
     async def scenario() -> str:
-        async with started(Application(load)) as said:
+        async with started(Application(load, respond)) as said:
             return said
 
     assert asyncio.run(scenario()) == "lifespan.startup.failed"
@@ -361,7 +333,7 @@ def test_a_body_that_does_not_arrive_in_time_is_408_and_ends_the_connection(tmp_
     serving_models.write_model(tmp_path)
 
     async def scenario() -> tuple[int, dict[str, str], bytes]:
-        app = Application(lambda: Predictor.load(tmp_path), read_seconds=0.05)
+        app = Application(lambda: Predictor.load(tmp_path), respond, read_seconds=0.05)
         async with started(app):
             slow = await call(app, "POST", "/invocations", BODY[:100], stall=True)
             assert (await call(app, "POST", "/invocations", BODY))[0] == 200
@@ -384,7 +356,7 @@ def test_past_the_queue_a_request_is_503_while_ping_and_what_waits_are_answered(
     serving_models.write_model(tmp_path)
 
     async def scenario() -> None:
-        app = Application(lambda: Gated.load(tmp_path))
+        app = Application(lambda: Gated.load(tmp_path), respond)
         async with started(app):
             waiting = [asyncio.create_task(call(app, "POST", "/invocations", BODY)) for _ in range(MAX_PENDING)]
             await asyncio.to_thread(entered.wait)
@@ -415,7 +387,7 @@ def test_time_in_the_queue_counts_and_nothing_is_200_after_the_deadline(tmp_path
     serving_models.write_model(tmp_path)
 
     async def scenario() -> None:
-        app = Application(lambda: Gated.load(tmp_path), seconds=limit)
+        app = Application(lambda: Gated.load(tmp_path), respond, limits=Limits(seconds=limit))
         async with started(app):
             late = [asyncio.create_task(call(app, "POST", "/invocations", BODY)) for _ in range(3)]
             await asyncio.to_thread(entered.wait)

@@ -21,7 +21,9 @@ from model_code.inference import contract, errors
 from model_code.inference.codecs import DECODERS, ENCODERS
 from model_code.inference.contract import (
     DEADLINE_SECONDS,
+    MAX_INSTANCES,
     Golden,
+    Limits,
     Request,
     Response,
     model_json_bytes,
@@ -394,7 +396,7 @@ def test_a_bad_request_leaves_no_trace_in_the_next_one(predictor: Predictor, inp
     for body, _ in BAD_JSON_BODIES.values():
         response = ask(predictor, body)
         try:  # an error that somebody keeps, with its traceback, keeps the parser's document alive
-            DECODERS[JSON](body, predictor.description.signature)
+            DECODERS[JSON](body, predictor.description.signature, MAX_INSTANCES)
         except errors.RequestError as error:
             kept.append(error)
         assert response.status == 400
@@ -459,7 +461,7 @@ def test_a_deadline_ends_no_inference_but_its_own(slow: Predictor, inputs: NDArr
 
 def test_a_slow_request_is_504(slow: Predictor, inputs: NDArray[np.float32]) -> None:
     request = Request(as_json({"data": serving_models.SLOW.tolist()}), JSON, None, "request-1")
-    response = respond(slow, request, seconds=0.3)
+    response = respond(slow, request, limits=Limits(seconds=0.3))
     assert (response.status, code(response)) == (504, "DEADLINE_EXCEEDED")
     assert ask(slow, as_json({"data": inputs.tolist()})).status == 200
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from infra.settings import ROOT
 from model_code.inference.contract import MAX_BODY_BYTES, MAX_INSTANCES
 from tests import serving_models
 from tests.serving_processes import Reply, Server, build_package, container, functions_host
 
-JSON, NPY, CSV = "application/json", "application/x-npy", "text/csv"
+JSON, NPY, CSV, LINES = "application/json", "application/x-npy", "text/csv", "application/jsonlines"
+PNG, JPEG = "image/png", "image/jpeg"
 IMAGES = np.random.default_rng(0).normal(size=(2, 1, 28, 28)).astype(np.float32)
 RAW = np.random.default_rng(1).integers(0, 256, size=(3, 28, 28)).astype(np.uint8)
 
@@ -40,6 +41,16 @@ def as_npy(array: Any, /) -> bytes:
     return stream.getvalue()
 
 
+def as_image(kind: str, pixels: Any = RAW[0]) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+def as_lines(key: str, instances: Any) -> bytes:
+    return b"".join(as_json({key: instance}) + b"\n" for instance in instances.tolist())
+
+
 def with_pixel(text: str) -> bytes:
     return as_json({"data": [[[[1.5] * 28] * 28]]}).replace(b"1.5]]]]}", text.encode() + b"]]]]}")
 
@@ -52,6 +63,12 @@ GOOD: dict[str, tuple[bytes, dict[str, str]]] = {
     "npy-raw": (as_npy(RAW), {"Content-Type": NPY}),
     "npy-fortran": (as_npy(np.asfortranarray(IMAGES)), {"Content-Type": NPY}),
     "npy-answer": (as_npy(IMAGES), {"Content-Type": NPY, "Accept": NPY}),
+    "png": (as_image("PNG"), {"Content-Type": PNG}),
+    "png-answer": (as_image("PNG"), {"Content-Type": PNG, "Accept": NPY}),
+    "jpeg": (as_image("JPEG"), {"Content-Type": JPEG}),
+    "jpeg-colour": (as_image("JPEG", np.stack([*RAW], axis=2)), {"Content-Type": JPEG}),
+    "lines": (as_lines("data", IMAGES), {"Content-Type": LINES, "Accept": LINES}),
+    "lines-raw": (as_lines("images", RAW), {"Content-Type": LINES}),
     "accept-anything": (as_json({"data": IMAGES.tolist()}), {"Content-Type": JSON, "Accept": "text/html, */*;q=0.1"}),
     "no-content-type": (as_json({"data": IMAGES.tolist()}), {}),
     "body-of-the-limit": (as_json({"data": IMAGES.tolist()}).ljust(MAX_BODY_BYTES), {"Content-Type": JSON}),
@@ -78,6 +95,14 @@ BAD: dict[str, tuple[int, str, bytes, dict[str, str]]] = {
     "no-instances": (400, "EMPTY_BATCH", b'{"data": []}', {"Content-Type": JSON}),
     "pickle": (400, "BAD_NPY", b"\x80\x04N.", {"Content-Type": NPY}),
     "object-array": (400, "BAD_DTYPE", as_npy(np.array([{}], dtype=object)), {"Content-Type": NPY}),
+    "png-cut-off": (400, "BAD_IMAGE", as_image("PNG")[:-1], {"Content-Type": PNG}),
+    "jpeg-cut-off": (400, "BAD_IMAGE", as_image("JPEG")[:-1], {"Content-Type": JPEG}),
+    "png-as-jpeg": (400, "BAD_IMAGE", as_image("PNG"), {"Content-Type": JPEG}),
+    "png-and-more": (400, "BAD_IMAGE", as_image("PNG") + b"PK", {"Content-Type": PNG}),
+    "png-of-another-size": (400, "BAD_SHAPE", as_image("PNG", RAW[0][:27]), {"Content-Type": PNG}),
+    "png-enormous": (413, "IMAGE_TOO_LARGE", as_image("PNG", np.zeros((5000, 5000), np.uint8)), {"Content-Type": PNG}),
+    "gif": (415, "UNSUPPORTED_MEDIA_TYPE", as_image("GIF"), {"Content-Type": "image/gif"}),
+    "bad-line": (400, "BAD_SHAPE", as_lines("images", RAW) + b'{"images": [1]}', {"Content-Type": LINES}),
     "xml": (415, "UNSUPPORTED_MEDIA_TYPE", b"<a/>", {"Content-Type": "text/xml"}),
     "npy-pickle": (415, "UNSUPPORTED_MEDIA_TYPE", b"\x80\x04N.", {"Content-Type": "application/x-npy-pickle"}),
     "utf-7": (415, "UNSUPPORTED_MEDIA_TYPE", b"{}", {"Content-Type": f"{JSON}; charset=utf-7"}),
@@ -102,6 +127,7 @@ GOOD_TABLES: dict[str, tuple[bytes, dict[str, str]]] = {
     "csv-answer": (TABLE, {"Content-Type": CSV, "Accept": CSV}),
     "json": (as_json({"data": ROWS.tolist(), "probabilities": True}), {"Content-Type": JSON}),
     "npy": (as_npy(ROWS), {"Content-Type": NPY}),
+    "lines": (as_lines("data", ROWS), {"Content-Type": LINES, "Accept": LINES}),
     "npy-answer": (TABLE, {"Content-Type": CSV, "Accept": NPY}),
     "largest-batch": (b"1,2,3,4\n" * MAX_INSTANCES, {"Content-Type": CSV}),
 }
@@ -114,6 +140,7 @@ BAD_TABLES: dict[str, tuple[int, str, bytes, dict[str, str]]] = {
     "1e39": (400, "OUT_OF_RANGE", b"1e39,2,3,4\n", {"Content-Type": CSV}),
     "value-less": (400, "BAD_SHAPE", TABLE + b"1,2,3\n", {"Content-Type": CSV}),
     "images": (400, "BAD_FIELD", b'{"images": [[1, 2, 3, 4]]}', {"Content-Type": JSON}),
+    "png": (415, "UNSUPPORTED_MEDIA_TYPE", as_image("PNG"), {"Content-Type": PNG}),
     "too-many": (413, "TOO_MANY_INSTANCES", b"1,2,3,4\n" * (MAX_INSTANCES + 1), {"Content-Type": CSV}),
     "utf-16": (415, "UNSUPPORTED_MEDIA_TYPE", TABLE, {"Content-Type": "text/csv; charset=utf-16"}),
 }
@@ -188,14 +215,15 @@ def test_a_slow_inference_gets_504_from_both_doors_and_holds_up_nothing_else(
     source = (ROOT / "function_app" / "function_app.py").read_text()
     package = build_package(
         tmp_path_factory.mktemp("package"),
-        source.replace("respond(_predictor, request)", f"respond(_predictor, request, seconds={seconds})"),
+        source.replace("import Request, Response\n", "import Limits, Request, Response\n").replace(
+            "respond(_predictor, request)", f"respond(_predictor, request, limits=Limits(seconds={seconds}))"
+        ),
     )
     serving_models.write_slow_model(tmp_path / "model")
     serving_models.write_slow_model(package / "release")
-    serve = (sys.executable, "-m", "tests.impatient_serve", str(seconds))
     good, headers = GOOD["probabilities"]
     with (
-        container(tmp_path, command=serve) as sagemaker,
+        container(tmp_path, FERRY_DEADLINE_SECONDS=str(seconds)) as sagemaker,
         functions_host(package) as azure,
         ThreadPoolExecutor() as pool,
     ):

@@ -1,6 +1,7 @@
 """The Azure package: what is in it, that it is the same for the same inputs, and that it works with nothing beside it."""
 
 import hashlib
+import io
 import json
 import marshal
 import os
@@ -11,7 +12,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from ferry import package as package_module
 from ferry.errors import FerryError
@@ -120,17 +123,19 @@ def test_site_packages_holds_the_pinned_distributions_and_nothing_else(names: li
     assert {name for name in top if not name.endswith(".dist-info")} == {
         "azure",
         "csimdjson.abi3.so",
+        "PIL",
         "markupsafe",
         "numpy",
         "numpy.libs",
         "onnxruntime",
+        "pillow.libs",
         "simdjson",
         "werkzeug",
     }
 
 
 def test_licences_stay_in_the_package(names: list[str]) -> None:
-    for distribution in ("numpy", "onnxruntime", "werkzeug", "pysimdjson", "markupsafe", "azure_functions"):
+    for distribution in ("numpy", "onnxruntime", "pillow", "werkzeug", "pysimdjson", "markupsafe", "azure_functions"):
         inside = [name for name in names if f"/{distribution}" in name and "licen" in name.lower()]
         assert inside, distribution
 
@@ -181,12 +186,32 @@ def test_it_answers_a_request_in_a_process_that_can_import_nothing_else(built: P
     assert finished.returncode == 0, finished.stderr
 
 
-@pytest.mark.parametrize("missing", ["werkzeug", "numpy", "onnxruntime", "simdjson"])
+@pytest.mark.parametrize("missing", ["werkzeug", "numpy", "onnxruntime", "simdjson", "PIL"])
 def test_a_package_without_one_of_its_distributions_fails_the_self_test(missing: str, unpacked: Path) -> None:
     shutil.rmtree(unpacked / SITE_PACKAGES / missing)
     finished = probe(unpacked)
     assert finished.returncode != 0
     assert f"No module named '{missing}" in finished.stderr
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_what_is_left_of_pillow_decodes_both_formats(kind: str, unpacked: Path) -> None:
+    body = io.BytesIO()
+    pixels = np.random.default_rng(1).integers(0, 256, size=(28, 28)).astype(np.uint8)
+    Image.fromarray(pixels).save(body, kind)
+    script = (
+        "import sys\n"
+        "from types import SimpleNamespace\n"
+        f"sys.path += [{str(unpacked / SITE_PACKAGES)!r}, {str(unpacked)!r}]\n"
+        "import azure.functions, function_app\n"
+        f"headers = {{'content-type': 'image/{kind.lower()}'}}\n"
+        "request = azure.functions.HttpRequest('POST', '/', headers=headers, body=sys.stdin.buffer.read())\n"
+        "answer = function_app.classify.build().get_user_function()(request, SimpleNamespace(invocation_id='x'))\n"
+        "print(answer.status_code, answer.get_body().decode())\n"
+    )
+    command = [sys.executable, "-I", "-S", "-B", "-c", script]
+    finished = subprocess.run(command, env={}, input=body.getvalue(), capture_output=True, check=True)
+    assert finished.stdout.startswith(b"200 ")
 
 
 @pytest.mark.parametrize(("name", "end"), [("model.onnx", b"\x00"), ("model.json", b" \n")])

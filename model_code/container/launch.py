@@ -5,13 +5,16 @@ wrong. SageMaker stops a container with SIGTERM and kills it 30 seconds later (D
 with Hosting Services"): the server stops listening at once and answers what it has accepted.
 """
 
-import ipaddress
 import json
 import logging
 import logging.config
 import os
+import signal
 import socket
+import tempfile
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from granian import Granian
@@ -19,11 +22,16 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 
 from model_code import environment
+from model_code.container.loaded_models import LoadedModels
+from model_code.container.multi_model import MultiModelApplication
 from model_code.container.server import Application
-from model_code.inference.errors import ModelInvalid
-from model_code.inference.predictor import Predictor
+from model_code.container.settings import ServeSettings, SettingError
+from model_code.container.worker import Worker
+from model_code.inference.contract import ModelDescription
+from model_code.inference.errors import ModelInvalid, ResourcesExhausted
+from model_code.inference.predictor import Predictor, load_description
+from model_code.inference.respond import preprocess, respond
 
-ALL_INTERFACES = "0.0.0.0"  # what SageMaker needs inside its container; a local run binds loopback
 # Connections one worker takes at a time, idle ones included: past this, not even /ping is accepted.
 MAX_CONNECTIONS = 2048
 # A connection without a complete request line and headers is closed, and what is open at SIGTERM is killed, after this time.
@@ -31,10 +39,6 @@ HEADER_SECONDS = 20
 DRAIN_SECONDS = 25
 
 _log = logging.getLogger(__name__)
-
-
-class SettingError(ValueError):
-    """A variable of the environment cannot be used; the message names it, what was found and what is allowed."""
 
 
 class JsonLines(logging.Formatter):
@@ -67,22 +71,23 @@ def main() -> int:
     """Serve until a signal ends it; returns the exit code."""
     logging.config.dictConfig(LOGGING)
     try:
-        address, port, workers = _address(), _port(), _workers()
-        _check_free(address, port)
-        release_id = load_predictor().release_id
+        settings = ServeSettings.from_environment()
+        _check_free(settings.address, settings.port)
+        what = _check_model(settings)
     except SettingError as error:
         _log.critical("%s", error)
         return 2
-    except ModelInvalid as error:
+    except (ModelInvalid, ResourcesExhausted) as error:
         _log.critical("the model cannot be served: %s: %s", error.code, error)
         return 1
-    _log.info("serving %s on %s:%d with %d workers", release_id, address, port, workers)
+    processes = 1 if settings.multi_model else settings.workers
+    _log.info("serving %s on %s:%d with %d workers", what, settings.address, settings.port, settings.workers)
     server = Granian(
         "modelferry",
-        address=address,
-        port=port,
+        address=settings.address,
+        port=settings.port,
         interface=Interfaces.ASGI,
-        workers=workers,
+        workers=processes,
         http=HTTPModes.http1,
         http1_settings=HTTP1Settings(header_read_timeout=HEADER_SECONDS * 1000),
         websockets=False,
@@ -91,45 +96,64 @@ def main() -> int:
         workers_kill_timeout=DRAIN_SECONDS,
         log_dictconfig=LOGGING,
     )
-    server.serve(target_loader=application, wrap_loader=False)
+    _let_sigterm_end_new_workers()
+    with tempfile.TemporaryDirectory(prefix="ferry-serve-") as folder:
+        server.serve(target_loader=partial(application, settings, Path(folder)), wrap_loader=False)
     return 0
 
 
-def application() -> Application:
-    """What each worker runs."""
-    return Application(load_predictor)
+def application(settings: ServeSettings, folder: Path) -> Worker:
+    """What each worker runs; `folder` outlives the workers."""
+    if settings.multi_model:
+        models = environment.MlPaths.from_environment().models
+        loaded = LoadedModels(models, settings.model_bytes, folder / "models.json")
+        return MultiModelApplication(loaded, threads=settings.workers, limits=settings.limits)
+    if settings.stage == "preprocess":
+        return Application(_describe, preprocess, workers=settings.workers, limits=settings.limits)
+    return Application(_predictor, respond, workers=settings.workers, limits=settings.limits)
 
 
-def load_predictor() -> Predictor:
+def _check_model(settings: ServeSettings) -> str:
+    """What is going to be served, loaded once to see that it can be. Raises ModelInvalid or ResourcesExhausted."""
+    if settings.multi_model:
+        return "many models"
+    if settings.stage == "preprocess":
+        return f"the preprocessing of {_describe().release_id}"
+    return _predictor().release_id
+
+
+def _predictor() -> Predictor:
     """The model below /opt/ml/model, which has to be the release that the deployment pins. Raises ModelInvalid."""
-    return Predictor.load(
-        environment.MlPaths.from_environment().model,
-        release_id=os.environ.get(environment.RELEASE_ID),
-        model_json_sha256=os.environ.get(environment.MODEL_JSON_SHA256),
+    release_id, model_json_sha256 = _pins()
+    directory = environment.MlPaths.from_environment().model
+    return Predictor.load(directory, release_id=release_id, model_json_sha256=model_json_sha256)
+
+
+def _describe() -> ModelDescription:
+    """The same model's description, and nothing else of it."""
+    release_id, model_json_sha256 = _pins()
+    directory = environment.MlPaths.from_environment().model
+    return load_description(directory, release_id=release_id, model_json_sha256=model_json_sha256)
+
+
+def _pins() -> tuple[str | None, str | None]:
+    return os.environ.get(environment.RELEASE_ID), os.environ.get(environment.MODEL_JSON_SHA256)
+
+
+def _let_sigterm_end_new_workers() -> None:
+    """A worker inherits a handler that is meant for its parent: until it has its own, SIGTERM would be lost on it, and the
+    server would wait DRAIN_SECONDS for it. Held back while it is forked, the signal meets the default, which ends it."""
+    sigterm = {signal.SIGTERM}
+
+    def begin() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, sigterm)
+
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, sigterm),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, sigterm),
+        after_in_child=begin,
     )
-
-
-def _address() -> str:
-    text = os.environ.get(environment.BIND_ADDRESS, ALL_INTERFACES)
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError as error:
-        raise SettingError(f"{environment.BIND_ADDRESS}: found {text!r}; allowed: an IP address") from error
-
-
-def _port() -> int:
-    return _whole_number(environment.BIND_TO_PORT, environment.DEFAULT_PORT, 1, 65535)
-
-
-def _workers() -> int:
-    return _whole_number(environment.WORKERS, os.cpu_count() or 1, 1, 256)
-
-
-def _whole_number(name: str, default: int, lowest: int, highest: int) -> int:
-    text = os.environ.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and lowest <= int(text[:9]) <= highest):
-        raise SettingError(f"{name}: found {text!r}; allowed: a whole number from {lowest} to {highest}")
-    return int(text)
 
 
 def _check_free(address: str, port: int) -> None:

@@ -24,13 +24,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
 import numpy as np
 import simdjson
 from numpy.typing import NDArray
 
-from model_code.inference.contract import MAX_INSTANCES, Signature
+from model_code.inference.contract import Signature
 from model_code.inference.errors import (
     BadCsv,
     BadDtype,
@@ -47,11 +47,15 @@ from model_code.inference.errors import (
     TooManyInstances,
     UnsupportedMediaType,
 )
+from model_code.inference.images import read_jpeg, read_png
 from model_code.inference.preprocess import normalise
 
 JSON = "application/json"
 NPY = "application/x-npy"
 CSV = "text/csv"
+JSON_LINES = "application/jsonlines"  # as SageMaker calls it
+PNG = "image/png"
+JPEG = "image/jpeg"
 
 # A parser keeps buffers of about ten times the largest body it has seen; after a larger one than this it is dropped.
 _KEEP_PARSER_BYTES = 512 * 1024
@@ -68,6 +72,7 @@ _idle = threading.local()
 _to_json = json.JSONEncoder(allow_nan=False).encode
 
 Shape = tuple[int | None, ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,8 @@ class NpyHeader:
     order: Literal["C", "F"]
 
 
-Decoder = Callable[[bytes, Signature], Batch]
+# A body, what the model wants, and how many instances it may hold at most.
+Decoder = Callable[[bytes, Signature, int], Batch]
 Encoder = Callable[[Answer, Signature], bytes]
 
 
@@ -138,8 +144,33 @@ def _quality(media_type: str, ranges: Mapping[str, float]) -> float:
     return 0.0
 
 
-def _decode_json(body: bytes, signature: Signature) -> Batch:
+def _decode_json(body: bytes, signature: Signature, most: int) -> Batch:
     """{"data": normalised floats} or {"images": raw 0 to 255}, and optionally "probabilities": true or false."""
+    return _parse(body, lambda document: _read_document(document, body, signature, most))
+
+
+def _decode_json_lines(body: bytes, signature: Signature, most: int) -> Batch:
+    """The same, an object a line: "data" or "images" holds one instance, without the dimension of the batch.
+
+    Each line is a record of its own to whoever split or joins them, so that all of them ask for the same answer.
+    """
+    lines = body.removesuffix(b"\n").split(b"\n")
+    _check_instances(len(lines) if body.strip() else 0, most)
+    batches = [_decode_line(number, line, signature) for number, line in enumerate(lines, start=1)]
+    probabilities = {batch.probabilities for batch in batches}
+    if len(probabilities) > 1:
+        raise BadField("probabilities: either on all lines or on none")
+    return Batch(np.concatenate([batch.inputs for batch in batches]), probabilities.pop())
+
+
+def _decode_line(number: int, line: bytes, signature: Signature) -> Batch:
+    try:
+        return _parse(line, lambda document: _read_document(document, line, signature, None))
+    except MalformedRequest as error:
+        raise type(error)(f"line {number}: {error}") from error
+
+
+def _parse(body: bytes, read: Callable[[Any], T]) -> T:
     if body.startswith(_BYTE_ORDER_MARK):
         raise BadJson("the body starts with a byte order mark; JSON is UTF-8 without one")
     parser = _idle.__dict__.pop("parser", None) or simdjson.Parser()
@@ -147,14 +178,15 @@ def _decode_json(body: bytes, signature: Signature) -> Batch:
         document = parser.parse(body)
     except (ValueError, RuntimeError) as error:
         raise _why_not_json(body) from error
-    batch = _read_document(document, body, signature)
+    result = read(document)
     del document
     if len(body) <= _KEEP_PARSER_BYTES:
         _idle.parser = parser
-    return batch
+    return result
 
 
-def _read_document(document: Any, body: bytes, signature: Signature) -> Batch:
+def _read_document(document: Any, body: bytes, signature: Signature, most: int | None) -> Batch:
+    """`most` instances at most, or exactly one without the dimension of the batch where it is None."""
     if not isinstance(document, simdjson.Object):
         raise BadField("the body is an object with data (normalised) or images (raw, 0 to 255)")
     keys = list(document.keys())
@@ -168,36 +200,41 @@ def _read_document(document: Any, body: bytes, signature: Signature) -> Batch:
     if not isinstance(probabilities, bool):
         raise BadDtype("probabilities: true or false")
     if "data" in keys:
-        return Batch(_read_data(document["data"], body, signature), probabilities)
-    return Batch(_read_images(document["images"], body, signature), probabilities)
+        return Batch(_read_data(document["data"], body, signature, most), probabilities)
+    return Batch(_read_images(document["images"], body, signature, most), probabilities)
 
 
-def _read_data(value: Any, body: bytes, signature: Signature) -> NDArray[np.float32]:
-    return _to_float32("data", _read_numbers("data", value, body, [signature.input.shape]))
+def _read_data(value: Any, body: bytes, signature: Signature, most: int | None) -> NDArray[np.float32]:
+    return _to_float32("data", _read_numbers("data", value, body, [signature.input.shape], most))
 
 
-def _read_images(value: Any, body: bytes, signature: Signature) -> NDArray[np.float32]:
-    pixels = _read_numbers("images", value, body, _image_shapes(signature))
+def _read_images(value: Any, body: bytes, signature: Signature, most: int | None) -> NDArray[np.float32]:
+    pixels = _read_numbers("images", value, body, _image_shapes(signature), most)
     if pixels.min() < 0 or pixels.max() > 255:
         raise OutOfRange("images: raw pixels are 0 to 255")
     return _normalise_images(pixels, signature)
 
 
-def _read_numbers(name: str, value: Any, body: bytes, shapes: Sequence[Shape]) -> NDArray[np.float64]:
-    """The numbers below one key as (n, ...), in the one of `shapes` that has the value's rank."""
+def _read_numbers(name: str, value: Any, body: bytes, shapes: Sequence[Shape], most: int | None) -> NDArray[np.float64]:
+    """The numbers below one key as (n, ...), in the one of `shapes` that has the value's rank; `most` as above."""
+    if most is None:
+        shapes = [shape[1:] for shape in shapes]
     if not isinstance(value, simdjson.Array):
         raise _bad_shape(name, shapes) if type(value) in (int, float) else _bad_dtype(name)
-    _check_instances(len(value))
+    if most is not None:
+        _check_instances(len(value), most)
     try:
         numbers = np.frombuffer(value.as_buffer(of_type="d"), np.float64)
     except TypeError as error:
         raise _bad_dtype(name) from error
-    sizes = (len(value), *_find_shape(name, _rank(value), shapes))
+    sizes = _find_shape(name, _rank(value), shapes)
+    if most is not None:
+        sizes = (len(value), *sizes)
     # Every array above the innermost ones has been seen to hold arrays of the right length. The keys hold no bracket, so
     # that no array can hide among the numbers once the body has as many brackets as the shape has arrays.
     if not _has_shape(value, sizes) or body.count(b"[") != _count_arrays(sizes):
         raise _bad_shape(name, shapes)
-    return numbers.reshape(sizes)
+    return numbers.reshape(sizes if most is not None else (1, *sizes))
 
 
 def _rank(value: Any) -> int:
@@ -267,7 +304,7 @@ def _refuse_large(text: str) -> None:
         raise OutOfRange("a whole number does not fit 64 bits; write it with an exponent or a decimal point")
 
 
-def _decode_npy(body: bytes, signature: Signature) -> Batch:
+def _decode_npy(body: bytes, signature: Signature, most: int) -> Batch:
     """An array as numpy.save writes it: float32 or float64 is normalised, uint8 is raw. Fortran order is fine."""
     header_end = _find_header_end(body)
     header = _read_npy_header(body[:header_end])
@@ -275,7 +312,7 @@ def _decode_npy(body: bytes, signature: Signature) -> Batch:
     shapes = _image_shapes(signature) if raw else [signature.input.shape]
     if not shape:
         raise _bad_shape("npy", shapes)
-    _check_instances(shape[0])
+    _check_instances(shape[0], most)
     sizes = (shape[0], *_find_shape("npy", len(shape), shapes))
     if shape != sizes:
         raise _bad_shape("npy", shapes)
@@ -323,7 +360,7 @@ def _read_npy_header(raw: bytes) -> NpyHeader:
     return NpyHeader(np.dtype(header["descr"]), shape, "F" if header["fortran_order"] else "C")
 
 
-def _decode_csv(body: bytes, signature: Signature) -> Batch:
+def _decode_csv(body: bytes, signature: Signature, most: int) -> Batch:
     """One instance a line, its features as numbers with commas between: no header, no quotes, no spaces; LF or CRLF."""
     shape = signature.input.shape
     if len(shape) != 2:
@@ -331,7 +368,7 @@ def _decode_csv(body: bytes, signature: Signature) -> Batch:
     if body.startswith(_BYTE_ORDER_MARK):
         raise BadCsv("the body starts with a byte order mark; send UTF-8 without one")
     body = body.removesuffix(b"\n")
-    _check_instances(body.count(b"\n") + 1 if body.strip() else 0)
+    _check_instances(body.count(b"\n") + 1 if body.strip() else 0, most)
     rows = [row.removesuffix(b"\r") for row in body.split(b"\n")]
     for number, row in enumerate(rows, start=1):
         if row.count(b",") != _sizes(shape)[0] - 1:
@@ -367,11 +404,37 @@ def _is_number(cell: bytes) -> bool:
     return not cell.translate(None, _CSV_CHARACTERS)
 
 
-def _check_instances(count: int) -> None:
+def _decode_png(body: bytes, signature: Signature, most: int) -> Batch:
+    """One image, one instance; `images` says what of the format is accepted."""
+    return _decode_image(PNG, read_png, body, signature)
+
+
+def _decode_jpeg(body: bytes, signature: Signature, most: int) -> Batch:
+    return _decode_image(JPEG, read_jpeg, body, signature)
+
+
+def _decode_image(
+    media_type: str,
+    read: Callable[[bytes, int, int, int], NDArray[np.uint8]],
+    body: bytes,
+    signature: Signature,
+) -> Batch:
+    sizes = _sizes(signature.input.shape)
+    if len(sizes) != 3 or sizes[0] not in (1, 3):
+        raise UnsupportedMediaType(
+            f"Content-Type: {media_type} is for models of images with one or three channels; this one takes inputs of shape "
+            f"{_allowed([signature.input.shape])} in another type"
+        )
+    channels, rows, columns = sizes
+    pixels = read(body, channels, rows, columns)
+    return Batch(_normalise_images(pixels, signature), probabilities=False)
+
+
+def _check_instances(count: int, most: int) -> None:
     if count == 0:
         raise EmptyBatch("the batch is empty; it holds at least one instance")
-    if count > MAX_INSTANCES:
-        raise TooManyInstances(f"{count} instances; at most {MAX_INSTANCES} in one request")
+    if count > most:
+        raise TooManyInstances(f"{count} instances; at most {most} in one request")
 
 
 def _image_shapes(signature: Signature) -> list[Shape]:
@@ -416,7 +479,7 @@ def _bad_shape(name: str, shapes: Sequence[Shape]) -> BadShape:
 
 
 def _allowed(shapes: Sequence[Shape]) -> str:
-    return " or ".join(f"[n, {', '.join(map(str, shape[1:]))}]" for shape in shapes)
+    return " or ".join(f"[{', '.join('n' if size is None else str(size) for size in shape)}]" for shape in shapes)
 
 
 def _bad_dtype(name: str) -> BadDtype:
@@ -430,24 +493,46 @@ def _encode_json(answer: Answer, signature: Signature) -> bytes:
     return f"{{{', '.join(f'{_json_text(key)}: {text}' for key, text in fields.items())}}}".encode("ascii")
 
 
+def _encode_json_lines(answer: Answer, signature: Signature) -> bytes:
+    """{"<response key>": label} a line, with the instance's probabilities where they were asked for."""
+    key = _json_text(signature.response_key)
+    records = [f"{key}: {_json_text(label)}" for label in answer.labels]
+    if answer.probabilities is not None:
+        rows = map(_to_json, answer.probabilities.tolist())
+        records = [f'{record}, "probabilities": {row}' for record, row in zip(records, rows, strict=True)]
+    return "".join(f"{{{record}}}\n" for record in records).encode("ascii")
+
+
 @lru_cache(maxsize=1024)
 def _json_text(value: int | str) -> str:
     """A label or a key; making an encoder for every answer costs more than all the rest of it."""
     return _to_json(value)
 
 
+def encode_inputs(batch: Batch) -> tuple[str, bytes]:
+    """Media type and body in which another container of ours decodes the same batch, bit for bit."""
+    if not batch.probabilities:
+        return NPY, _npy_bytes(batch.inputs)
+    # A float32 is a float64, whose text is exact: nothing is rounded on the way back.
+    return JSON, _to_json({"data": batch.inputs.tolist(), "probabilities": True}).encode("ascii")
+
+
 def _encode_npy(answer: Answer, signature: Signature) -> bytes:
     if answer.probabilities is not None:
-        raise BadField(f"probabilities: only with Accept: {JSON}")
+        raise BadField(f"probabilities: only with Accept: {JSON} or {JSON_LINES}")
+    return _npy_bytes(np.asarray(answer.labels))
+
+
+def _npy_bytes(array: NDArray[Any]) -> bytes:
     stream = io.BytesIO()
-    np.lib.format.write_array(stream, np.asarray(answer.labels), allow_pickle=False)
+    np.lib.format.write_array(stream, array, allow_pickle=False)
     return stream.getvalue()
 
 
 def _encode_csv(answer: Answer, signature: Signature) -> bytes:
     """One label a line, quoted where it holds a comma, a quote or a line break (RFC 4180)."""
     if answer.probabilities is not None:
-        raise BadField(f"probabilities: only with Accept: {JSON}")
+        raise BadField(f"probabilities: only with Accept: {JSON} or {JSON_LINES}")
     return "".join(f"{_csv_text(label)}\n" for label in answer.labels).encode()
 
 
@@ -457,5 +542,16 @@ def _csv_text(label: int | str) -> str:
     return '"{}"'.format(text.replace('"', '""')) if _CSV_SPECIAL.search(text) else text
 
 
-DECODERS: Mapping[str, Decoder] = MappingProxyType({JSON: _decode_json, NPY: _decode_npy, CSV: _decode_csv})
-ENCODERS: Mapping[str, Encoder] = MappingProxyType({JSON: _encode_json, NPY: _encode_npy, CSV: _encode_csv})
+DECODERS: Mapping[str, Decoder] = MappingProxyType(
+    {
+        JSON: _decode_json,
+        NPY: _decode_npy,
+        CSV: _decode_csv,
+        JSON_LINES: _decode_json_lines,
+        PNG: _decode_png,
+        JPEG: _decode_jpeg,
+    }
+)
+ENCODERS: Mapping[str, Encoder] = MappingProxyType(
+    {JSON: _encode_json, NPY: _encode_npy, CSV: _encode_csv, JSON_LINES: _encode_json_lines}
+)

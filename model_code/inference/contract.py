@@ -30,11 +30,26 @@ MAX_INSTANCES = 1024
 # From a request's arrival to its answer. API Gateway gives up after 29 seconds, Azure's load balancer only after 230; a
 # container that is told to stop answers what it has accepted and is killed after 25 (container/launch.py).
 DEADLINE_SECONDS = 24.0
+# What one container of a serial pipeline hands to the next; SageMaker takes 5 MB (Developer Guide, "Troubleshoot Inference
+# Pipelines").
+MAX_STAGE_BYTES = 5_000_000
 RELEASE_ID_HEADER = "x-release-id"
 
 ACTIVATIONS = ("log_softmax", "logits", "probabilities")
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one request: bytes of its body, instances in it, seconds to its answer. Only the container's settings change them."""
+
+    body_bytes: int = MAX_BODY_BYTES
+    instances: int = MAX_INSTANCES
+    seconds: float = DEADLINE_SECONDS
+
+
+DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -129,6 +144,11 @@ class ModelDescription:
     training: TrainingRecord
     framework_versions: Mapping[str, str]
     source_revision: str
+
+    @property
+    def release_id(self) -> str:
+        """The model's name and the first 12 hex digits of its ONNX file's sha256."""
+        return f"{self.model}-{self.onnx.sha256[:12]}"
 
 
 def model_json_bytes(description: ModelDescription) -> bytes:

@@ -6,6 +6,7 @@
     ├── ModelOutputInvalid           the model gave something that is no answer (not finite)
     ├── NotReady                     no verified model is loaded
     ├── Overloaded                   more requests wait than the queue holds
+    ├── ResourcesExhausted           memory, or another resource, does not suffice for the model
     ├── DeadlineExceeded             the answer was not ready in time
     └── RequestError                 the caller can repair it
         ├── MalformedRequest         the body cannot be used as it is
@@ -14,6 +15,8 @@
         │   ├── BadJson
         │   ├── BadNpy
         │   ├── BadCsv
+        │   ├── BadImage
+        │   ├── BadModel             what is to be loaded is no model that can be served
         │   ├── BadField             a key that is unknown, missing, or excludes another
         │   ├── DuplicateKey
         │   ├── BadShape
@@ -23,10 +26,13 @@
         │   └── EmptyBatch
         ├── RequestTooLarge
         │   ├── BodyTooLarge
+        │   ├── ImageTooLarge
         │   └── TooManyInstances
         ├── NotAcceptable            no encoder for what the caller accepts
         ├── UnsupportedMediaType     no decoder for what the caller sent
         ├── NotFound                 no such path
+        │   └── ModelNotLoaded
+        ├── ModelLoaded              there is a model of this name already
         ├── MethodNotAllowed         the path exists, for other methods
         └── ReadTimeout              the body did not arrive in time
 
@@ -78,6 +84,12 @@ class DeadlineExceeded(InferenceError):
     code = "DEADLINE_EXCEEDED"
 
 
+class ResourcesExhausted(InferenceError):
+    """Memory, or another resource of this machine, does not suffice; it may once another model is unloaded."""
+
+    code = "RESOURCES_EXHAUSTED"
+
+
 class RequestError(InferenceError):
     """Base of everything that the caller can repair."""
 
@@ -104,6 +116,14 @@ class BadNpy(MalformedRequest):
 
 class BadCsv(MalformedRequest):
     code = "BAD_CSV"
+
+
+class BadImage(MalformedRequest):
+    code = "BAD_IMAGE"
+
+
+class BadModel(MalformedRequest):
+    code = "BAD_MODEL"
 
 
 class BadField(MalformedRequest):
@@ -142,6 +162,10 @@ class BodyTooLarge(RequestTooLarge):
     code = "BODY_TOO_LARGE"
 
 
+class ImageTooLarge(RequestTooLarge):
+    code = "IMAGE_TOO_LARGE"
+
+
 class TooManyInstances(RequestTooLarge):
     code = "TOO_MANY_INSTANCES"
 
@@ -156,6 +180,14 @@ class UnsupportedMediaType(RequestError):
 
 class NotFound(RequestError):
     code = "NOT_FOUND"
+
+
+class ModelNotLoaded(NotFound):
+    code = "MODEL_NOT_LOADED"
+
+
+class ModelLoaded(RequestError):
+    code = "MODEL_LOADED"
 
 
 class MethodNotAllowed(RequestError):

@@ -1,5 +1,6 @@
 """From a directory with model.onnx and model.json to a model that is known to be the released one and to answer right."""
 
+import errno
 import hashlib
 import os
 import time
@@ -10,12 +11,25 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from model_code import environment
-from model_code.inference.contract import DEADLINE_SECONDS, ModelDescription, TensorSpec, parse_model_json
-from model_code.inference.errors import DeadlineExceeded, DigestMismatch, ModelInvalid, ModelOutputInvalid
+from model_code.inference.contract import (
+    DEADLINE_SECONDS,
+    MAX_INSTANCES,
+    ModelDescription,
+    TensorSpec,
+    parse_model_json,
+)
+from model_code.inference.errors import (
+    DeadlineExceeded,
+    DigestMismatch,
+    ModelInvalid,
+    ModelOutputInvalid,
+    ResourcesExhausted,
+)
 from model_code.inference.watchdog import Watchdog
 
 # Largest difference of a probability between the training framework and this machine that still counts as the same answer.
 PROBABILITY_TOLERANCE = 1e-5
+_NO_RESOURCES = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 class Predictor:
@@ -24,11 +38,13 @@ class Predictor:
     release_id: str
     description: ModelDescription
 
-    def __init__(self, session: ort.InferenceSession, description: ModelDescription) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, description: ModelDescription, watchdog: Watchdog | None = None
+    ) -> None:
         self.description = description
-        self.release_id = f"{description.model}-{description.onnx.sha256[:12]}"
+        self.release_id = description.release_id
         self._session = session
-        self._watchdog = Watchdog()
+        self._watchdog = watchdog or Watchdog()
         self._input_name = description.signature.input.name
         self._output_names = [description.signature.output.name]
 
@@ -40,38 +56,42 @@ class Predictor:
         threads: int = 1,
         release_id: str | None = None,
         model_json_sha256: str | None = None,
+        keep_memory: bool = True,
+        watchdog: Watchdog | None = None,
     ) -> "Predictor":
         """Read, verify and warm up the model in `directory`.
 
         Each file is read once and the session is made from the bytes that were hashed, so nothing can change in between.
         `threads` is the number of threads of one inference; `release_id` and `model_json_sha256` pin what a deployment
-        expects. Raises ModelInvalid (DigestMismatch where a digest or the release id differs).
+        expects. With `keep_memory` the model keeps what its largest batch so far took, for the next one; several models in
+        one process rather give it back, and share one `watchdog`. Raises ModelInvalid (DigestMismatch where a digest or the
+        release id differs), and ResourcesExhausted where memory does not suffice.
         """
-        raw_description = _read(directory / environment.SIGNATURE_FILE)
-        if model_json_sha256 is not None:
-            _expect("sha256 of model.json", _sha256(raw_description), model_json_sha256)
-        description = parse_model_json(raw_description)
+        description = load_description(directory, release_id=release_id, model_json_sha256=model_json_sha256)
         model = _read(directory / environment.MODEL_FILE)
         _expect("size of model.onnx", str(len(model)), str(description.onnx.size))
         _expect("sha256 of model.onnx", _sha256(model), description.onnx.sha256)
-        predictor = cls(_session(model, threads), description)
-        if release_id is not None:
-            _expect("release id", predictor.release_id, release_id)
+        predictor = cls(_session(model, threads, keep_memory), description, watchdog)
         predictor._check_signature()
         predictor._check_golden()
         return predictor
 
     def run(self, inputs: NDArray[np.float32], *, seconds: float = DEADLINE_SECONDS) -> NDArray[np.float32]:
-        """Raw outputs (n, classes) for normalised inputs (n, ...).
+        """Raw outputs (n, classes) for normalised inputs (n, ...); more than MAX_INSTANCES are computed one after another.
 
         Raises DeadlineExceeded after `seconds`, as soon as the operator that is computed then has ended, and
         ModelOutputInvalid where an output is not finite.
         """
-        outputs = self._run_until(time.monotonic() + seconds, inputs)
-        if outputs is None:
-            raise DeadlineExceeded(
-                f"the inference was ended after {seconds:.1f} seconds; try again with fewer instances"
-            )
+        deadline = time.monotonic() + seconds
+        parts = []
+        for start in range(0, len(inputs), MAX_INSTANCES):
+            part = self._run_until(deadline, inputs[start : start + MAX_INSTANCES])
+            if part is None:
+                raise DeadlineExceeded(
+                    f"the inference was ended after {seconds:.1f} seconds; try again with fewer instances"
+                )
+            parts.append(part)
+        outputs = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if not np.isfinite(outputs).all():
             raise ModelOutputInvalid("the model's output is not finite")
         return outputs
@@ -116,6 +136,7 @@ class Predictor:
         try:
             outputs = self.run(golden.inputs)
         except Exception as error:
+            _check_resources(error)
             raise ModelInvalid(f"model.onnx: the golden inference failed: {error}") from error
         if not np.array_equal(outputs.argmax(axis=1), golden.outputs.argmax(axis=1)):
             raise ModelInvalid("model.onnx: the golden inputs get other labels than model.json says")
@@ -126,10 +147,32 @@ class Predictor:
             )
 
 
+def load_description(
+    directory: Path, *, release_id: str | None = None, model_json_sha256: str | None = None
+) -> ModelDescription:
+    """What model.json in `directory` says, under the pins of `Predictor.load`. Raises as that does."""
+    raw = _read(directory / environment.SIGNATURE_FILE)
+    if model_json_sha256 is not None:
+        _expect("sha256 of model.json", _sha256(raw), model_json_sha256)
+    description = parse_model_json(raw)
+    if release_id is not None:
+        _expect("release id", description.release_id, release_id)
+    return description
+
+
+def _check_resources(error: Exception) -> None:
+    """Raises ResourcesExhausted where that is what `error` means: the model itself may be in order."""
+    exhausted = isinstance(error, OSError) and error.errno in _NO_RESOURCES
+    # ONNX Runtime has no class of its own for what its allocators say.
+    if exhausted or isinstance(error, MemoryError) or "bad allocation" in str(error) or "Failed to alloc" in str(error):
+        raise ResourcesExhausted(f"not enough memory or files for the model: {error}") from error
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
+        _check_resources(error)
         raise ModelInvalid(f"{path}: cannot be read ({error.strerror})") from error
 
 
@@ -142,8 +185,9 @@ def _expect(what: str, found: str, expected: str) -> None:
         raise DigestMismatch(f"{what} is {found}; expected: {expected}")
 
 
-def _session(model: bytes, threads: int) -> ort.InferenceSession:
+def _session(model: bytes, threads: int, keep_memory: bool) -> ort.InferenceSession:
     options = ort.SessionOptions()
+    options.enable_cpu_mem_arena = keep_memory
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Threads that spin while they wait take the cores from the other workers of the same instance.
@@ -154,6 +198,7 @@ def _session(model: bytes, threads: int) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:
+        _check_resources(error)
         raise ModelInvalid(f"model.onnx: ONNX Runtime refuses it: {error}") from error
 
 

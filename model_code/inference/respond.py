@@ -3,12 +3,20 @@
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from model_code.inference import errors
-from model_code.inference.codecs import JSON, Answer, find_decoder, find_encoder
-from model_code.inference.contract import DEADLINE_SECONDS, MAX_BODY_BYTES, RELEASE_ID_HEADER, Request, Response
+from model_code.inference.codecs import JSON, Answer, encode_inputs, find_decoder, find_encoder
+from model_code.inference.contract import (
+    DEFAULT_LIMITS,
+    MAX_STAGE_BYTES,
+    RELEASE_ID_HEADER,
+    Limits,
+    ModelDescription,
+    Request,
+    Response,
+)
 from model_code.inference.predictor import Predictor
 
 _log = logging.getLogger(__name__)
@@ -21,46 +29,82 @@ STATUS: Mapping[type[BaseException], int] = MappingProxyType(
         errors.MethodNotAllowed: 405,
         errors.NotAcceptable: 406,
         errors.ReadTimeout: 408,
+        errors.ModelLoaded: 409,
         errors.RequestTooLarge: 413,
         errors.UnsupportedMediaType: 415,
         errors.NotReady: 503,
         errors.Overloaded: 503,
         errors.DeadlineExceeded: 504,
+        errors.ResourcesExhausted: 507,
     }
 )
 _RETRY_AFTER_SECONDS = 1
 
 
-def respond(predictor: Predictor | None, request: Request, *, seconds: float = DEADLINE_SECONDS) -> Response:
+def respond(predictor: Predictor | None, request: Request, *, limits: Limits = DEFAULT_LIMITS) -> Response:
     """Answer one classification request; whatever goes wrong becomes an error answer. None means that no model is loaded.
 
-    `seconds` after its arrival, time in a queue included, a request gets no other answer than 504.
+    `limits.seconds` after its arrival, time in a queue included, a request gets no other answer than 504.
     """
+    return _guarded(request, lambda: _classify(predictor, request, limits))
+
+
+def preprocess(description: ModelDescription | None, request: Request, *, limits: Limits = DEFAULT_LIMITS) -> Response:
+    """Answer one request with its normalised batch, as the next container of a serial pipeline takes it.
+
+    application/x-npy, or JSON where probabilities are asked for, which npy cannot say. The Accept header is the caller's and
+    speaks to the last container. Otherwise as `respond`.
+    """
+    return _guarded(request, lambda: _normalise(description, request, limits))
+
+
+def _guarded(request: Request, answer: Callable[[], Response]) -> Response:
     try:
-        return _classify(predictor, request, seconds)
+        return answer()
     # SystemExit too: raised in a thread it would end that thread, in Azure's worker the process, and answer nobody.
     except (Exception, SystemExit) as error:
         return error_response(error, request.request_id)
 
 
-def _classify(predictor: Predictor | None, request: Request, seconds: float) -> Response:
+def _classify(predictor: Predictor | None, request: Request, limits: Limits) -> Response:
     if predictor is None:
         raise errors.NotReady("no model is loaded")
-    _time_left(request, seconds)
+    _time_left(request, limits.seconds)
     decode = find_decoder(request.content_type)
     media_type, encode = find_encoder(request.accept)
-    if not request.body:
-        raise errors.EmptyBody("the body is empty")
-    check_body_size(len(request.body))
+    _check_body(request.body, limits)
     signature = predictor.description.signature
-    batch = decode(request.body, signature)
-    outputs = predictor.run(batch.inputs, seconds=_time_left(request, seconds))
+    batch = decode(request.body, signature, limits.instances)
+    outputs = predictor.run(batch.inputs, seconds=_time_left(request, limits.seconds))
     labels = [signature.labels[index] for index in outputs.argmax(axis=1).tolist()]
     answer = Answer(labels, predictor.probabilities(outputs) if batch.probabilities else None)
     headers = {"content-type": media_type, RELEASE_ID_HEADER: predictor.release_id}
     body = encode(answer, signature)
-    _time_left(request, seconds)
+    _time_left(request, limits.seconds)
     return Response(200, body, headers)
+
+
+def _normalise(description: ModelDescription | None, request: Request, limits: Limits) -> Response:
+    if description is None:
+        raise errors.NotReady("no model is loaded")
+    _time_left(request, limits.seconds)
+    decode = find_decoder(request.content_type)
+    _check_body(request.body, limits)
+    batch = decode(request.body, description.signature, limits.instances)
+    media_type, body = encode_inputs(batch)
+    if len(body) > MAX_STAGE_BYTES:
+        raise errors.BodyTooLarge(
+            f"the normalised batch takes {len(body)} bytes; at most {MAX_STAGE_BYTES} go from one container of a pipeline "
+            "to the next. Send fewer instances"
+        )
+    _time_left(request, limits.seconds)
+    return Response(200, body, {"content-type": media_type, RELEASE_ID_HEADER: description.release_id})
+
+
+def _check_body(body: bytes, limits: Limits) -> None:
+    if not body:
+        raise errors.EmptyBody("the body is empty")
+    check_body_size(len(body), limits.body_bytes)
 
 
 def _time_left(request: Request, seconds: float) -> float:
@@ -71,10 +115,10 @@ def _time_left(request: Request, seconds: float) -> float:
     return left
 
 
-def check_body_size(size: int) -> None:
+def check_body_size(size: int, most: int) -> None:
     """Hold the size of a body in bytes, received so far or announced, against the limit. Raises BodyTooLarge."""
-    if size > MAX_BODY_BYTES:
-        raise errors.BodyTooLarge(f"the body is larger than {MAX_BODY_BYTES} bytes")
+    if size > most:
+        raise errors.BodyTooLarge(f"the body is larger than {most} bytes")
 
 
 def health(predictor: Predictor | None, request_id: str) -> Response:

@@ -1,0 +1,123 @@
+"""What every worker of the container does whatever it serves, as a plain ASGI application.
+
+The event loop reads the bodies, so that a slow client never holds a thread; a few threads decode and predict; whatever takes
+no time is answered on the loop, so that /ping is quick however long the queue is (SageMaker waits 2 seconds for it).
+"""
+
+import asyncio
+import re
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from model_code.container.body import Receive, discard_body, read_body
+from model_code.inference import errors
+from model_code.inference.contract import DEFAULT_LIMITS, RELEASE_ID_HEADER, Limits, Request, Response
+from model_code.inference.respond import error_response
+
+# For each thread. 64 requests of the largest size take about 15 seconds: the last of them is not past its deadline.
+MAX_PENDING = 64
+READ_SECONDS = 10.0
+# The one response header of a container that SageMaker hands on (botocore: InvokeEndpoint, CustomAttributes).
+_CUSTOM_ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"
+_INFERENCE_ID = "x-amzn-sagemaker-inference-id"
+# After these nobody knows where on the connection the next request would begin.
+_CLOSING = (errors.BadLength, errors.BodyTooLarge, errors.ReadTimeout)
+
+Scope = MutableMapping[str, Any]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class Worker(ABC):
+    """One worker process. A subclass says what it opens before it listens, and who answers which path."""
+
+    def __init__(self, *, threads: int, limits: Limits = DEFAULT_LIMITS, read_seconds: float = READ_SECONDS) -> None:
+        self._limits = limits
+        self._read_seconds = read_seconds
+        self._threads = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="inference")
+        self._most_pending = threads * MAX_PENDING
+        self._pending = 0
+
+    @abstractmethod
+    async def _open(self) -> None:
+        """Runs before the server listens; what it raises ends the worker."""
+
+    @abstractmethod
+    async def _answer(self, scope: Scope, receive: Receive, request_id: str) -> Response:
+        """One request; what it raises becomes an error answer."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+            return
+        request_id = _request_id(scope)
+        too_large = False
+        try:
+            response = await self._answer(scope, receive, request_id)
+        except Exception as error:
+            response = error_response(error, request_id)
+            too_large = isinstance(error, errors.BodyTooLarge)
+            if isinstance(error, _CLOSING):
+                response = replace(response, headers={**response.headers, "connection": "close"})
+        await _send(response, send)
+        if too_large:
+            await discard_body(receive, self._read_seconds, 2 * self._limits.body_bytes)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self._open()
+        except Exception as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        self._threads.shutdown()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _read(self, scope: Scope, receive: Receive, request_id: str) -> Request:
+        """The whole request, whose deadline counts from now."""
+        arrived = time.monotonic()
+        body = await read_body(receive, header(scope, "content-length"), self._read_seconds, self._limits.body_bytes)
+        return Request(body, header(scope, "content-type"), header(scope, "accept"), request_id, arrived)
+
+    async def _infer(self, respond: Callable[[Request], Response], request: Request) -> Response:
+        """What `respond` says, in a thread. Raises Overloaded where too many wait for one."""
+        if self._pending >= self._most_pending:
+            raise errors.Overloaded(f"{self._most_pending} requests wait already; try again")
+        self._pending += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, respond, request)
+        finally:
+            self._pending -= 1
+
+
+def header(scope: Scope, name: str) -> str | None:
+    """The value of a request header by its lower-case name, several of them joined, or None."""
+    values = [value.decode("latin-1") for key, value in scope["headers"] if key == name.encode()]
+    return ", ".join(values) if values else None
+
+
+def check_method(scope: Scope, *allowed: str) -> None:
+    """Raises MethodNotAllowed."""
+    if scope["method"] not in allowed:
+        raise errors.MethodNotAllowed(f"this path takes {' and '.join(allowed)}", allowed=allowed)
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's inference id where it is one (at most 64 visible ASCII characters), else our own."""
+    given = header(scope, _INFERENCE_ID) or ""
+    return given if re.fullmatch(r"[\x21-\x7e]{1,64}", given) else uuid.uuid4().hex
+
+
+async def _send(response: Response, send: Send) -> None:
+    headers = {**response.headers, "content-length": str(len(response.body))}
+    if RELEASE_ID_HEADER in headers:
+        headers[_CUSTOM_ATTRIBUTES] = headers[RELEASE_ID_HEADER]
+    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": response.status, "headers": pairs})
+    await send({"type": "http.response.body", "body": response.body})
