@@ -29,13 +29,12 @@ test-cdktn: setup .venv/.cdktn-ready ## The Azure stack's tests with the second 
 synth: setup ## Both clouds' templates for FERRY_ENV, written to cdk.out and cdktf.out
 	@cdk synth --quiet --all && cdktf synth
 
-bench: setup ## What the core adds to ONNX Runtime and the Function's cold start (after make demo); DATA=<MNIST folder>: training too
-	@$(BIN)/python -m bench.core
-	@$(BIN)/python -m bench.cold_start
-	@$(if $(DATA),$(BIN)/python -m bench.training "$(DATA)")
+bench: setup ## Everything that is measured, peers included (after make demo); QUICK=1: a try; DATA=<MNIST folder>: training too
+	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(DATA),--data "$(DATA)") $(if $(PEERS),--peers "$(PEERS)") $(if $(INT8),--int8 "$(INT8)") $(RELEASE)
 
 snapshots: setup ## Rewrites the expected templates; read the diff like code
-	@$(BIN)/python -m pytest -q --snapshot-update tests/test_infra_snapshots.py tests/test_infra_azure.py
+	@$(BIN)/python -m pytest -q --snapshot-update tests/test_infra_snapshots.py tests/test_infra_azure.py \
+		tests/test_infra_hosting_variants.py tests/test_infra_gateway.py
 
 setup: .venv/.ready node_modules/.ready ## Builds .venv and node_modules
 
