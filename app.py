@@ -14,7 +14,7 @@ from infra.settings import ROOT, Settings, SettingsError, load_settings
 
 
 def aws() -> None:
-    """Synthesize Foundation and Training, and for a release also Hosting and Gateway."""
+    """Synthesize Foundation, Image and Training, and for a release also Hosting and, where it has an endpoint, Gateway."""
     _keep_jsii_cache_here()
     import aws_cdk as cdk
 
@@ -27,22 +27,37 @@ def aws() -> None:
     release = read_release(path) if given or path.exists() else None
     if not release:
         print(f"Hosting and Gateway wait for a release: none at {path}; make one with `ferry release`", file=sys.stderr)
+    if settings.hosting.image == "pytorch-dlc":
+        print(f"hosting.image is 'pytorch-dlc'; {_dlc_notice()}", file=sys.stderr)
     compose_aws(app, settings, release)
     app.synth()
+
+
+def _dlc_notice() -> str:
+    from infra.aws.inference_image import SUPPORT_ENDED
+
+    return f"AWS ended the support of its PyTorch inference images on {SUPPORT_ENDED}: they get no more patches"
 
 
 def compose_aws(app: Any, settings: Settings, release: Release | None) -> None:
     """Put the stacks into a cdk.App, in the order of their dependencies."""
     from infra.aws.foundation import FoundationStack
-    from infra.aws.gateway import GatewayStack
-    from infra.aws.hosting import HostingStack
+    from infra.aws.image_build import ImageStack
     from infra.aws.training import TrainingStack
 
     foundation = FoundationStack(app, "Foundation", settings=settings)
+    ImageStack(app, "Image", settings=settings, foundation=foundation)
     TrainingStack(app, "Training", settings=settings, foundation=foundation)
     if release:
-        hosting = HostingStack(app, "Hosting", settings=settings, foundation=foundation, release=release)
-        GatewayStack(app, "Gateway", settings=settings, foundation=foundation, hosting=hosting)
+        from infra.aws.hosting import HostingStack
+        from infra.aws.hosting_releases import hosted_releases
+
+        releases = hosted_releases(settings, release)
+        hosting = HostingStack(app, "Hosting", settings=settings, foundation=foundation, releases=releases)
+        if settings.hosting.mode != "batch":
+            from infra.aws.gateway import GatewayStack
+
+            GatewayStack(app, "Gateway", settings=settings, foundation=foundation, hosting=hosting)
 
 
 def azure() -> None:

@@ -10,7 +10,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints, ValidationError, model_validator
 
@@ -113,6 +113,10 @@ class TrainingSettings(Table):
     instance_type: InstanceType = Field(default="ml.m5.xlarge", description="Instance type of the training job.")
     instance_count: Annotated[int, Field(ge=1, le=100)] = Field(
         default=1, description="Instances of the training job; more than one train one model together."
+    )
+    encrypt_inter_container_traffic: bool = Field(
+        default=True,
+        description="With several instances: encrypt what they send each other. It makes their training slower.",
     )
     volume_size_gb: Annotated[int, Field(ge=1, le=16384)] = Field(
         default=30, description="Encrypted volume of every job of the pipeline, GiB."
@@ -307,6 +311,22 @@ class Settings(Table):
     def endpoint(self) -> str:
         return f"{self.prefix}-{self.model.name}"
 
+    def async_topic(self, outcome: Literal["success", "error"]) -> str:
+        """The SNS topic that an async endpoint tells about requests with this outcome."""
+        return f"{self.endpoint}-{outcome}"
+
+    @property
+    def alarm_topic(self) -> str:
+        """The SNS topic that every alarm of the endpoint and of its gateway tells."""
+        return f"{self.endpoint}-alarms"
+
+    @property
+    def waf_log_prefix(self) -> str:
+        """What the name of a web ACL's log group begins with; AWS WAF delivers to no group of another name (Developer Guide,
+        "Sending web ACL traffic logs to a CloudWatch Logs log group").
+        """
+        return f"aws-waf-logs-{self.prefix}-"
+
     @property
     def image_build(self) -> str:
         """The CodeBuild project that builds and pushes the serving image where there is no Docker."""
@@ -479,16 +499,19 @@ def _explain(path: Path, problem: Any) -> str:
 
 
 def _table_at(location: list[str]) -> type[BaseModel] | None:
+    """The kind of table that a location names; the name of a dataset or the index of a list is a part of its own."""
     table: type[BaseModel] = Settings
-    for index, part in enumerate(location):
-        if part == "datasets":
-            return DatasetSettings if len(location) > index + 1 else None
+    parts = iter(location)
+    for part in parts:
         annotation = table.model_fields[part].annotation if part in table.model_fields else None
-        choices = [annotation, *get_args(annotation)]  # an optional table is `Table | None`
+        # Optional, in a list or by name: `Table | None`, `list[Table]`, `dict[Slug, Table]`.
+        choices = [annotation, *get_args(annotation)]
         nested = [choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)]
         if not nested:
             return None
         table = nested[0]
+        if get_origin(annotation) in (list, dict) and next(parts, None) is None:
+            return None
     return table
 
 

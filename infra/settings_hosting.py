@@ -8,6 +8,8 @@ table, "Serverless inference, feature exclusions", "Deployment guardrails, exclu
 
 import ipaddress
 import re
+from datetime import datetime, timedelta
+from math import ceil
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
@@ -23,6 +25,10 @@ MAX_BATCH_MEGABYTES = 100
 # endpoints"), and neither guardrails nor shadow tests work with Inferentia 1.
 _GPU = re.compile(r"^ml\.(g|p)\d")
 _INFERENTIA_1 = "ml.inf1."
+# Our image and AWS's are built for linux/amd64; the families with a "g" behind the generation have Graviton processors.
+_GRAVITON = re.compile(r"^ml\.[a-z]+\d+g")
+# Developer Guide, "Create a shadow test".
+MIN_EXPERIMENT, MAX_EXPERIMENT = timedelta(hours=1), timedelta(days=30)
 
 
 def _private_network(cidr: str) -> str:
@@ -184,10 +190,12 @@ class RolloutSettings(Table):
         description="Size of the canary, of a linear step (at least 10), or of a rolling batch, % of capacity.",
     )
     wait_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(
-        default=300, description="Time in which the alarms watch a step before the next one."
+        default=300,
+        description="Time in which the alarms watch a step before the next one; all-at-once has no next one.",
     )
     termination_wait_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(
-        default=120, description="Time that the old fleet stays after the last step; not with rolling."
+        default=120,
+        description="Time that the old fleet stays after the last step while the alarms watch; not with rolling.",
     )
     maximum_execution_timeout_seconds: Annotated[int, Field(ge=600, le=28800)] = Field(
         default=3600, description="After this time the update is rolled back."
@@ -199,7 +207,19 @@ class RolloutSettings(Table):
             raise ValueError(
                 f"strategy is 'linear' and step_percent is {self.step_percent}; a linear step is 10 to 50 % of the capacity"
             )
+        if self.waiting_seconds >= self.maximum_execution_timeout_seconds:
+            raise ValueError(
+                f"strategy is {self.strategy!r} and maximum_execution_timeout_seconds is "
+                f"{self.maximum_execution_timeout_seconds}; its steps wait {self.waiting_seconds} s together, so it would always "
+                "be rolled back"
+            )
         return self
+
+    @property
+    def waiting_seconds(self) -> int:
+        """All waits of one update together; MaximumExecutionTimeoutInSeconds must be larger (BlueGreenUpdatePolicy)."""
+        steps = {"all-at-once": 0, "canary": 1}.get(self.strategy, ceil(100 / self.step_percent))
+        return steps * self.wait_seconds + (0 if self.strategy == "rolling" else self.termination_wait_seconds)
 
 
 class ShadowSettings(Table):
@@ -215,9 +235,31 @@ class ShadowSettings(Table):
         default=None, description="Instance type of the shadow; without it that of the model."
     )
     instance_count: Annotated[int, Field(ge=1, le=100)] = Field(default=1, description="Instances of the shadow.")
-    duration_days: Annotated[int, Field(ge=1, le=90)] = Field(
-        default=7, description="With form = experiment: how long it runs unless it is stopped."
+    starts: datetime | None = Field(
+        default=None,
+        description="With form = experiment: 2026-11-30T08:00:00Z, say; without it the deployment starts it.",
     )
+    ends: datetime | None = Field(
+        default=None, description="With form = experiment: at most 30 days later; without it SageMaker ends it after 7."
+    )
+
+    @model_validator(mode="after")
+    def _schedule(self) -> Self:
+        """A duration would need a clock to become times, and the same settings would be another template every day."""
+        times = {name: value for name, value in (("starts", self.starts), ("ends", self.ends)) if value is not None}
+        for name, value in times.items():
+            if self.form == "variant":
+                raise ValueError(
+                    f"form is 'variant' and {name} is set; a shadow variant stays as long as the table is there"
+                )
+            if value.tzinfo is None:
+                raise ValueError(f"{name} is {value.isoformat()}; give its offset, such as {value.isoformat()}Z")
+        if self.starts and self.ends and not MIN_EXPERIMENT <= self.ends - self.starts <= MAX_EXPERIMENT:
+            raise ValueError(
+                f"starts is {self.starts.isoformat()} and ends is {self.ends.isoformat()}; an experiment runs for an "
+                f"hour at least and {MAX_EXPERIMENT.days} days at most"
+            )
+        return self
 
 
 class DataCaptureSettings(Table):
@@ -267,10 +309,11 @@ class AlarmSettings(Table):
     emails: list[Email] = Field(default_factory=list, max_length=10, description="Who is told; each confirms it once.")
     errors_5xx: Annotated[int, Field(ge=1)] = Field(default=5, description="Answers 5xx of the container in a minute.")
     invocation_errors_percent: Percent = Field(
-        default=5, description="Share of the invocations that failed in a minute, in percent, 4xx included."
+        default=5, description="Share of the invocations that failed in each of two minutes, in percent, 4xx included."
     )
-    model_latency_ms: Annotated[int, Field(ge=1, le=60000)] = Field(
-        default=500, description="Time that the container takes for 95 of 100 requests, ms."
+    model_latency_ms: Annotated[int, Field(ge=1, le=3600000)] = Field(
+        default=500,
+        description="Time in which the container answers 95 of 100 requests, ms; two slower minutes are too many.",
     )
 
 
@@ -334,12 +377,19 @@ class HostingSettings(Table):
         return self
 
     def _found(self, key: str) -> str:
-        """`hosting.rollout.strategy is 'canary'`, and for a table that it is set."""
+        """`hosting.rollout.strategy is 'canary'`; a table is set, a list has so many."""
         value: Any = self
         for part in key.split("."):
             value = getattr(value, part)
+        if isinstance(value, list):
+            return f"hosting.{key} has {len(value)} table{'' if len(value) == 1 else 's'}"
         shown = "set" if isinstance(value, Table) else str(value).lower() if isinstance(value, bool) else repr(value)
         return f"hosting.{key} is {shown}"
+
+    @property
+    def _on_instances(self) -> bool:
+        """Whether instance_type says where the containers run."""
+        return self.mode in ("realtime", "async")
 
     def _layout_rules(self) -> tuple[tuple[bool, str, str, str], ...]:
         several = self.layout in ("multi-model", "multi-container")
@@ -360,6 +410,21 @@ class HostingSettings(Table):
                 self.image == "pytorch-dlc" and self.layout != "single",
                 "image", "layout",
                 "script-mode serving is one model in one container; the other layouts need image = 'own'",
+            ),
+            (
+                self._on_instances and bool(_GRAVITON.match(self.instance_type)),
+                "image", "instance_type",
+                "the image is built for linux/amd64, and this type has Graviton processors",
+            ),
+            (
+                self.image == "pytorch-dlc" and bool(_GPU.match(self.instance_type)),
+                "image", "instance_type",
+                "it is the image for CPUs; a GPU would stay idle",
+            ),
+            (
+                self.image == "pytorch-dlc" and self.image_digest is not None,
+                "image", "image_digest",
+                "the digest is that of our own image; AWS's has a tag",
             ),
             (
                 self.layout == "multi-model" and bool(_GPU.match(self.instance_type)),
@@ -406,15 +471,15 @@ class HostingSettings(Table):
             (serverless and self.health_check_timeout_seconds is not None, "mode", "health_check_timeout_seconds", excluded),
             (serverless and self.download_timeout_seconds is not None, "mode", "download_timeout_seconds", excluded),
             (
-                serverless and self.image == "pytorch-dlc",
+                self.mode != "realtime" and self.image == "pytorch-dlc",
                 "mode", "image",
-                "the image starts a Java server for each CPU, which is more than serverless memory and its start-up time allow; "
-                "use image = 'own'",
+                "the model server in that image takes bodies of 6.5 MB and needs more than serverless memory; other modes than "
+                "realtime need image = 'own'",
             ),
             (
-                self.mode == "async" and self.data_capture is not None,
+                self.mode in ("async", "batch") and self.data_capture is not None,
                 "mode", "data_capture",
-                "data is captured from real-time endpoints and from transform jobs; the requests of async are in S3 already",
+                "data is captured from real-time endpoints; what goes into async and batch and comes out is in S3 already",
             ),
         )  # fmt: skip
 
@@ -498,6 +563,11 @@ class HostingSettings(Table):
                 any(each.startswith(_INFERENTIA_1) for each in instances),
                 "instance_type", "shadow",
                 f"{excluded}: no Inferentia 1",
+            ),
+            (
+                bool(_GRAVITON.match(self.shadow.instance_type or "")),
+                "image", "shadow.instance_type",
+                "the image is built for linux/amd64, and this type has Graviton processors",
             ),
         )  # fmt: skip
 

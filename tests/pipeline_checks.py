@@ -170,7 +170,7 @@ def _property_shape(step: dict[str, Any], path: str) -> Shape | None:
     """The shape of a property in the answer that describes the step's result; None where there is none."""
     if step["Type"] not in REQUESTS:
         return None
-    shape: Shape | None = _operation(REQUESTS[step["Type"]][2]).output_shape
+    shape: Shape | None = operation_model(REQUESTS[step["Type"]][2]).output_shape
     for part in path.split("."):
         name, _, index = part.partition("[")
         members = getattr(shape, "members", {})
@@ -206,25 +206,25 @@ def _request_problems(step: dict[str, Any], definition: Definition, by_name: dic
     request = _fill(step["Arguments"], definition, by_name)
     if name in request:
         yield f"{name} is SageMaker Pipelines' own to give"
-    shape = _operation(operation).input_shape
+    shape = operation_model(operation).input_shape
     report = ParamValidator().validate(request | ({name: "pipelines-abcdefghijkl-Step-0"} if name else {}), shape)
     if report.has_errors():
         yield report.generate_report()
-    yield from _value_problems(shape, request, operation)
+    yield from value_problems(shape, request, operation)
 
 
-def _value_problems(shape: Shape, value: Any, place: str) -> Iterator[str]:
+def value_problems(shape: Shape, value: Any, place: str) -> Iterator[str]:
     """What botocore leaves to the service: enumerations and patterns."""
     if shape.type_name == "structure" and isinstance(value, dict):
         for name, member in shape.members.items():
             if name in value:
-                yield from _value_problems(member, value[name], f"{place}.{name}")
+                yield from value_problems(member, value[name], f"{place}.{name}")
     elif shape.type_name == "list" and isinstance(value, list):
         for index, each in enumerate(value):
-            yield from _value_problems(shape.member, each, f"{place}[{index}]")
+            yield from value_problems(shape.member, each, f"{place}[{index}]")
     elif shape.type_name == "map" and isinstance(value, dict):
         for key, each in value.items():
-            yield from _value_problems(shape.value, each, f"{place}[{key}]")
+            yield from value_problems(shape.value, each, f"{place}[{key}]")
     elif shape.type_name == "string" and isinstance(value, str):
         if shape.enum and value not in shape.enum:
             yield f"{place}: {value!r} is none of {', '.join(shape.enum[:4])}..."
@@ -266,5 +266,5 @@ def _placeholder(reference: str, definition: Definition, by_name: dict[str, Plac
 
 
 @functools.cache
-def _operation(name: str) -> Any:
+def operation_model(name: str) -> Any:
     return botocore.session.get_session().get_service_model("sagemaker").operation_model(name)

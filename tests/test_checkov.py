@@ -16,6 +16,8 @@ import pytest
 from infra.settings import ROOT
 from tests import aws_stacks
 from tests.azure_stack import VARIANTS, azure_settings, synthesize_template
+from tests.hosting_variants import VARIANTS as HOSTING_VARIANTS
+from tests.hosting_variants import variant_settings
 from tests.stack_fixtures import dev_settings, make_release
 
 CHECKOV = ROOT / ".venv-checkov" / "bin" / "checkov"
@@ -26,6 +28,7 @@ ACCEPTED: dict[str, dict[str, str]] = {
     "cloudformation": {
         "CKV_AWS_18 Logs": "It holds the access logs of the other buckets; its own would log themselves for ever.",
         "CKV_AWS_27 DeadLetters": "SQS encrypts it with a key of its own; the check accepts customers' keys only.",
+        "CKV_AWS_370 Model": "Serverless knows no network isolation; elsewhere isolation = false is somebody's decision.",
         "CKV_AWS_120 ApiDeploymentStagev1": "Every request is a POST with new data; no answer can be cached.",
     },
     "terraform_json": {
@@ -55,6 +58,10 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Report]:
     aws_stacks.synthesize(folder / "aws", dev_settings(), make_release(dev_settings()))
     for template in (folder / "aws").glob("*.template.json"):
         shutil.copy(template, scanned)
+    for name in HOSTING_VARIANTS:
+        settings = variant_settings(name, folder / name)
+        aws_stacks.compose_hosting(folder / name / "aws", settings, make_release(settings)).synth()
+        shutil.copy(folder / name / "aws" / "Hosting.template.json", scanned / f"{name}.template.json")
     for name, changes in VARIANTS.items():
         # The runner reads only what ends in .tf.json; under another name it reports nothing and succeeds.
         template = json.loads(synthesize_template(folder / name, azure_settings(**changes)).read_bytes())
@@ -92,6 +99,12 @@ def test_checkov_examined_every_variant_of_the_azure_stack(reports: dict[str, Re
     examined = Counter(check["file_path"].split("/")[1] for check in results["failed_checks"])
     assert set(examined) == set(VARIANTS)  # of a compact report the failed checks are all there is
     assert reports["terraform_json"]["summary"]["passed"] >= 10 * len(VARIANTS)
+
+
+def test_only_what_has_no_isolation_or_is_told_to_be_without_is_found_to_be(reports: dict[str, Report]) -> None:
+    failed = reports["cloudformation"]["results"]["failed_checks"]
+    found_in = {check["file_path"].split(".")[0] for check in failed if check["check_id"] == "CKV_AWS_370"}
+    assert found_in == {"/serverless-single", "/serverless-scaling", "/realtime-own-network-open"}
 
 
 @pytest.mark.parametrize("framework", ACCEPTED)

@@ -9,7 +9,7 @@ from constructs import Construct
 
 from infra.aws.roles import Roles
 from infra.aws.stack import EnvironmentStack
-from infra.settings import TRAINING_PREFIX, Settings
+from infra.settings import ASYNC_PREFIX, BATCH_PREFIX, CAPTURE_PREFIX, TRAINING_PREFIX, Settings
 
 # The serving repository gets two for each version of the sources: one serves, one runs the processing jobs.
 KEPT_IMAGES = 40
@@ -44,9 +44,10 @@ class FoundationStack(EnvironmentStack):
             settings=settings,
             key_arn=self.key.key_arn,
         )
-        # Without a release nobody reads these two yet; exported only then, a first release would have to change Foundation.
-        for role in (self.roles.hosting, self.roles.gateway):
-            self.export_value(role.role_arn)
+        # Without a release nobody reads these yet; exported only then, a first release would have to change Foundation.
+        for role in (self.roles.hosting, self.roles.gateway, self.roles.experiment):
+            if role:
+                self.export_value(role.role_arn)
 
     def _key(self) -> kms.Key:
         key = kms.Key(
@@ -58,6 +59,7 @@ class FoundationStack(EnvironmentStack):
             removal_policy=self.removal_policy,
         )
         key.add_to_resource_policy(self._logs_may_use_key())
+        key.add_to_resource_policy(self._alarms_may_use_key())
         return key
 
     def _logs_may_use_key(self) -> iam.PolicyStatement:
@@ -66,6 +68,7 @@ class FoundationStack(EnvironmentStack):
             f"/aws/sagemaker/Endpoints/{self.settings.endpoint}",
             f"{self.settings.prefix}-*",
             "API-Gateway-Execution-Logs_*",
+            f"{self.settings.waf_log_prefix}*",
         )
         arn = f"arn:{self.partition}:logs:{self.region}:{self.account}:log-group:"
         return iam.PolicyStatement(
@@ -74,6 +77,18 @@ class FoundationStack(EnvironmentStack):
             actions=["kms:Decrypt", "kms:DescribeKey", "kms:Encrypt", "kms:GenerateDataKey*", "kms:ReEncrypt*"],
             resources=["*"],
             conditions={"ArnLike": {"kms:EncryptionContext:aws:logs:arn": [arn + group for group in groups]}},
+        )
+
+    def _alarms_may_use_key(self) -> iam.PolicyStatement:
+        """Alarms that publish to an encrypted topic use its key (Amazon SNS Developer Guide, "Managing Amazon SNS encryption keys",
+        compatibility with AWS services); without this they change their state and tell nobody.
+        """
+        return iam.PolicyStatement(
+            sid="EncryptAlarms",
+            principals=[iam.ServicePrincipal("cloudwatch.amazonaws.com")],
+            actions=["kms:Decrypt", "kms:GenerateDataKey*"],
+            resources=["*"],
+            conditions={"StringEquals": {"aws:SourceAccount": self.settings.aws.account}},
         )
 
     def _log_bucket(self) -> s3.Bucket:
@@ -109,16 +124,28 @@ class FoundationStack(EnvironmentStack):
         return bucket
 
     def _artifact_bucket(self) -> s3.Bucket:
-        """Releases stay, with every version: release.json pins one. What training left behind does not."""
+        """Releases stay, with every version: release.json pins one. What training and callers left behind does not.
+
+        The rules are there in every mode: what another mode left still goes.
+        """
         training_output = s3.LifecycleRule(
             id="ExpireTrainingOutput",
             prefix=f"{TRAINING_PREFIX}/",
             expiration=cdk.Duration.days(TRAINING_OUTPUT_DAYS),
             noncurrent_version_expiration=cdk.Duration.days(OLD_VERSION_DAYS),
         )
-        return self._bucket("Artifacts", self.settings.artifact_bucket, training_output)
+        traffic = [
+            s3.LifecycleRule(
+                id=f"Expire{prefix.capitalize()}",
+                prefix=f"{prefix}/",
+                expiration=cdk.Duration.days(self.settings.aws.log_retention_days),
+                noncurrent_version_expiration=cdk.Duration.days(1),
+            )
+            for prefix in (ASYNC_PREFIX, BATCH_PREFIX, CAPTURE_PREFIX)
+        ]
+        return self._bucket("Artifacts", self.settings.artifact_bucket, training_output, *traffic)
 
-    def _bucket(self, construct_id: str, name: str, lifecycle: s3.LifecycleRule) -> s3.Bucket:
+    def _bucket(self, construct_id: str, name: str, *lifecycle: s3.LifecycleRule) -> s3.Bucket:
         return s3.Bucket(
             self,
             construct_id,
@@ -126,7 +153,7 @@ class FoundationStack(EnvironmentStack):
             encryption=s3.BucketEncryption.KMS,
             encryption_key=self.key,
             bucket_key_enabled=True,
-            lifecycle_rules=[self._abandoned_uploads(), lifecycle],
+            lifecycle_rules=[self._abandoned_uploads(), *lifecycle],
             server_access_logs_bucket=self._access_logs,
             server_access_logs_prefix=f"{construct_id.lower()}/",
             versioned=True,

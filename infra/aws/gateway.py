@@ -1,27 +1,32 @@
-"""The public door: a REST API that hands POST /classify to the SageMaker runtime, with nothing of ours in between."""
+"""The public door: a REST API in front of the SageMaker runtime, with nothing of ours in between."""
 
 import json
 
 import aws_cdk as cdk
 from aws_cdk import aws_apigateway as apigateway
+from aws_cdk import aws_sns as sns
 from constructs import Construct
 
-from infra.aws import gateway_errors
+from infra.aws import gateway_errors, gateway_routes
 from infra.aws.foundation import FoundationStack
+from infra.aws.gateway_alarms import gateway_alarms
+from infra.aws.gateway_auth import authorization
+from infra.aws.gateway_health import health_integration
+from infra.aws.gateway_waf import Firewall
 from infra.aws.hosting import HostingStack
 from infra.aws.stack import EnvironmentStack, acknowledge
 from infra.settings import Settings
 
-RELEASE_ID_HEADER = "x-release-id"
 STAGE = "v1"
 # API Gateway passes these through as they are; everything else is text to it.
 BINARY_TYPES = ["application/x-npy", "image/jpeg", "image/png"]
-# The longest that a regional API waits without a raised quota.
-TIMEOUT_SECONDS = 29
 
 
 class GatewayStack(EnvironmentStack):
-    """Callers sign their requests (SigV4); errors of the container reach them with their own status and envelope."""
+    """POST /classify, or POST /classify/async for an async endpoint, and GET /health, all behind the same authorization.
+
+    Errors of the container reach the caller with their own status and envelope.
+    """
 
     def __init__(
         self,
@@ -45,10 +50,15 @@ class GatewayStack(EnvironmentStack):
         self._foundation = foundation
         api = self._api()
         self._own_errors(api)
-        self._classify(api, hosting.endpoint_name)
+        self._authorization = authorization(api, settings)
+        path = self._classify(api, hosting.endpoint_name)
+        self._health(api, hosting)
         self._execution_logs(api)
+        self._firewall(api)
+        topic_arn = self.format_arn(service="sns", resource=settings.alarm_topic)
+        gateway_alarms(api, settings, topic=sns.Topic.from_topic_arn(self, "AlarmTopic", topic_arn))
         host = f"{api.rest_api_id}.execute-api.{self.region}.{self.url_suffix}"
-        cdk.CfnOutput(self, "Url", value=f"https://{host}/{STAGE}/classify")
+        cdk.CfnOutput(self, "Url", value=f"https://{host}/{STAGE}/{path}")
 
     def _api(self) -> apigateway.RestApi:
         """API Gateway writes logs with one role for the whole account; this stack sets it, as CDK does, and never removes it.
@@ -85,87 +95,71 @@ class GatewayStack(EnvironmentStack):
             "IAM4[Policy::arn:<AWS::Partition>:iam::aws:policy/service-role/AmazonAPIGatewayPushToCloudWatchLogs]",
             "The role is account-wide: a narrower policy would silence the logs of other APIs.",
         )
-        acknowledge(
-            api.deployment_stage,
-            "APIG3",
-            "Callers are signed and throttled; a web ACL belongs to the account's own edge, which knows its callers.",
-        )
         return api
 
     def _own_errors(self, api: apigateway.RestApi) -> None:
         """What API Gateway answers itself (no signature, throttled, timed out) speaks the same envelope."""
-        for response_type, status, code in gateway_errors.OWN_RESPONSES:
+        retry = {gateway_errors.RETRY_AFTER_HEADER: f"'{gateway_errors.RETRY_AFTER_SECONDS}'"}
+        for response in gateway_errors.own_responses(self.settings):
             api.add_gateway_response(
-                response_type,
-                type=apigateway.ResponseType.of(response_type),
-                status_code=status,
-                templates={"application/json": gateway_errors.own_envelope(code)},
+                response.type,
+                type=apigateway.ResponseType.of(response.type),
+                status_code=response.status,
+                response_headers=retry if response.retry else None,
+                templates={"application/json": response.template},
             )
 
-    def _classify(self, api: apigateway.RestApi, endpoint_name: str) -> None:
-        """The core refuses bad bodies with the same status and code at every door, so the validator has no body model."""
-        method = api.root.add_resource("classify").add_method(
+    def _classify(self, api: apigateway.RestApi, endpoint_name: str) -> str:
+        """The core refuses bad bodies with the same status and code at every door, so the validator has no body model.
+
+        Returns the path of the method.
+        """
+        role = self._foundation.roles.gateway
+        resource = api.root.add_resource("classify")
+        if self.settings.hosting.mode == "async":
+            resource = resource.add_resource("async")
+            integration = gateway_routes.async_invocation(self.settings, endpoint_name, role=role)
+        else:
+            integration = gateway_routes.invocation(self.settings, endpoint_name, role=role)
+        self._method(
+            resource,
             "POST",
-            self._integration(endpoint_name),
-            authorization_type=apigateway.AuthorizationType.IAM,
-            request_parameters={
-                "method.request.header.Accept": False,
-                "method.request.header.Content-Type": False,
-            },
+            integration,
+            gateway_routes.method_responses(self.settings),
+            gateway_routes.request_headers(self.settings),
+        )
+        return resource.path.removeprefix("/")
+
+    def _health(self, api: apigateway.RestApi, hosting: HostingStack) -> None:
+        integration = health_integration(
+            hosting.endpoint_name, hosting.release.release_id, role=self._foundation.roles.gateway
+        )
+        retry = {f"method.response.header.{gateway_errors.RETRY_AFTER_HEADER}": True}
+        responses = [
+            apigateway.MethodResponse(status_code="200"),
+            apigateway.MethodResponse(status_code="503", response_parameters=retry),
+        ]
+        self._method(api.root.add_resource("health"), "GET", integration, responses, {})
+
+    def _method(
+        self,
+        resource: apigateway.IResource,
+        verb: str,
+        integration: apigateway.AwsIntegration,
+        responses: list[apigateway.MethodResponse],
+        headers: dict[str, bool],
+    ) -> None:
+        method = resource.add_method(
+            verb,
+            integration,
+            **self._authorization.method,
+            request_parameters=headers,
             request_validator_options=apigateway.RequestValidatorOptions(
                 validate_request_body=True, validate_request_parameters=True
             ),
-            method_responses=[
-                apigateway.MethodResponse(
-                    status_code="200",
-                    response_parameters={
-                        "method.response.header.Content-Type": True,
-                        f"method.response.header.{RELEASE_ID_HEADER}": True,
-                    },
-                ),
-                *(apigateway.MethodResponse(status_code=error.status) for error in gateway_errors.INTEGRATION_ERRORS),
-            ],
+            method_responses=responses,
         )
-        acknowledge(method, "COG4", "Callers are AWS principals that sign their requests (SigV4), not Cognito users.")
-
-    def _integration(self, endpoint_name: str) -> apigateway.AwsIntegration:
-        return apigateway.AwsIntegration(
-            service="runtime.sagemaker",
-            path=f"endpoints/{endpoint_name}/invocations",
-            integration_http_method="POST",
-            options=apigateway.IntegrationOptions(
-                credentials_role=self._foundation.roles.gateway,
-                passthrough_behavior=apigateway.PassthroughBehavior.WHEN_NO_MATCH,
-                timeout=cdk.Duration.seconds(TIMEOUT_SECONDS),
-                request_parameters={
-                    "integration.request.header.Accept": "method.request.header.Accept",
-                    "integration.request.header.Content-Type": "method.request.header.Content-Type",
-                    # The container takes it as its request id: one id in both logs and in every envelope.
-                    "integration.request.header.X-Amzn-SageMaker-Inference-Id": "context.requestId",
-                },
-                integration_responses=[
-                    apigateway.IntegrationResponse(
-                        status_code="200",
-                        selection_pattern="200",
-                        response_parameters={
-                            "method.response.header.Content-Type": "integration.response.header.Content-Type",
-                            # The one header of a container that SageMaker lets through.
-                            f"method.response.header.{RELEASE_ID_HEADER}": (
-                                "integration.response.header.X-Amzn-SageMaker-Custom-Attributes"
-                            ),
-                        },
-                    ),
-                    *(
-                        apigateway.IntegrationResponse(
-                            status_code=error.status,
-                            selection_pattern=error.pattern,
-                            response_templates={"application/json": error.template},
-                        )
-                        for error in gateway_errors.INTEGRATION_ERRORS
-                    ),
-                ],
-            ),
-        )
+        self._authorization.accept(method)
 
     def _execution_logs(self, api: apigateway.RestApi) -> None:
         """API Gateway would make this group itself, without encryption and for ever."""
@@ -173,6 +167,27 @@ class GatewayStack(EnvironmentStack):
             "ExecutionLogs", key=self._foundation.key, name=f"API-Gateway-Execution-Logs_{api.rest_api_id}/{STAGE}"
         )
         api.deployment_stage.node.add_dependency(logs)
+
+    def _firewall(self, api: apigateway.RestApi) -> None:
+        """The log group is there whatever the settings say: one that is kept could not be made again under its name."""
+        name = f"{self.settings.waf_log_prefix}{api.rest_api_id}"
+        log_group = self.log_group("FirewallLogs", key=self._foundation.key, name=name)
+        waf = self.settings.gateway.waf
+        if waf is None:
+            acknowledge(
+                api.deployment_stage,
+                "APIG3",
+                "gateway.waf is not set: callers are authorized and throttled, and a web ACL costs money each month.",
+            )
+            return
+        Firewall(
+            self,
+            "Firewall",
+            settings=self.settings,
+            waf=waf,
+            stage=api.deployment_stage,
+            log_group=log_group,
+        )
 
 
 def _access_log_format() -> apigateway.AccessLogFormat:

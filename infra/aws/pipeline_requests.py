@@ -33,8 +33,8 @@ EVALUATION_REPORT = "Evaluation"
 # A channel that carries no examples: its key is new with new data, which is what step caching compares.
 MANIFEST_CHANNEL = "manifest"
 # What the container takes and gives; a test holds them against the codecs of the serving core.
-CONTENT_TYPES = ("application/json", "application/x-npy", "text/csv")
-RESPONSE_TYPES = ("application/json", "application/x-npy", "text/csv")
+RESPONSE_TYPES = ("application/json", "application/x-npy", "text/csv", "application/jsonlines")
+CONTENT_TYPES = (*RESPONSE_TYPES, "image/png", "image/jpeg")
 # Evaluate cuts the testing channel into bodies that fit (container/evaluation.py).
 MAX_PAYLOAD_MB = 6
 PROCESSING_SECONDS = 3600
@@ -133,7 +133,8 @@ def training_job(settings: Settings, resources: PipelineResources) -> Request:
             environment.DATASET: parameter("Dataset"),
             environment.SOURCE_REVISION: resources.code.revision,
         },
-        "EnableInterContainerTrafficEncryption": True,
+        "EnableInterContainerTrafficEncryption": training.instance_count > 1
+        and training.encrypt_inter_container_traffic,
         "EnableManagedSpotTraining": training.spot,
         "EnableNetworkIsolation": resources.code.source_uri is None,
     }

@@ -1,33 +1,22 @@
 """The roles, each with the least it needs. Nobody gets a policy that AWS manages."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
 import aws_cdk as cdk
 from aws_cdk import aws_iam as iam
 from constructs import Construct
 
+from infra.aws.grants import CommonGrants, Grant
+from infra.aws.hosting_grants import HostingGrants
 from infra.aws.stack import acknowledge
 from infra.aws.training_image import training_repository_arn
-from infra.settings import ONCE_PREFIX, RELEASES_PREFIX, TRAINING_PREFIX, Settings
+from infra.settings import ONCE_PREFIX, TRAINING_PREFIX, Settings
 
 # SageMaker Pipelines names the jobs of every pipeline pipelines-<execution id>-<step>-<suffix>.
 PIPELINE_JOB_PREFIX = "pipelines-"
 
 
-@dataclass(frozen=True)
-class Grant:
-    """One statement of a role's policy. Every resource with a "*" needs `wildcard`, the reason for it."""
-
-    sid: str
-    actions: tuple[str, ...]
-    resources: tuple[str, ...]
-    conditions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    wildcard: str = ""
-
-
-class Roles(Construct):
-    """Training, evaluation, pipeline, hosting, gateway and trigger role, and one for the schedule where there is one.
+class Roles(CommonGrants, Construct):
+    """Training, evaluation, pipeline, hosting, gateway, build and trigger role, and those of the schedule and of a shadow
+    experiment where there is one.
 
     Resources are named by the settings, not by reference: a role may exist before what it may use, and a change of the
     endpoint or of the pipeline never touches the roles.
@@ -36,16 +25,24 @@ class Roles(Construct):
     def __init__(self, scope: Construct, construct_id: str, *, settings: Settings, key_arn: str) -> None:
         super().__init__(scope, construct_id)
         self._settings = settings
-        self._stack = cdk.Stack.of(self)
+        self._partition = cdk.Stack.of(self).partition
         self._key_arn = key_arn
         self.training = self._role("training", "sagemaker", self._training())
         self.evaluation = self._role("evaluation", "sagemaker", self._evaluation())
         self.pipeline = self._role("pipeline", "sagemaker", self._pipeline())
-        self.hosting = self._role("hosting", "sagemaker", self._hosting())
+        hosting = HostingGrants(settings, partition=self._partition, key_arn=key_arn)
+        self.hosting = self._role("hosting", "sagemaker", hosting.hosting())
         self.gateway = self._role("gateway", "apigateway", self._gateway())
+        self.build = self._role("build", "codebuild", self._build())
         self.trigger = self._role("trigger", "events", self._start_pipeline())
         self.schedule = (
             self._role("schedule", "scheduler", self._start_pipeline()) if settings.training.schedule else None
+        )
+        shadow = settings.hosting.shadow
+        self.experiment = (
+            self._role("experiment", "sagemaker", hosting.experiment())
+            if shadow and shadow.form == "experiment"
+            else None
         )
 
     def _training(self) -> list[Grant]:
@@ -115,19 +112,39 @@ class Roles(Construct):
             ),
         ]
 
-    def _hosting(self) -> list[Grant]:
-        released = self._s3(self._settings.artifact_bucket, f"{RELEASES_PREFIX}/*")
-        return [
-            Grant("ReadReleases", ("s3:GetObject",), (released,), wildcard="Every release has a key of its own."),
-            self._use_key_through_s3("kms:Decrypt"),
-            self._encrypt_volume(),
-            *self._pull_image(self._arn("ecr", f"repository/{self._settings.repository}")),
-            *self._write_logs(f"/aws/sagemaker/Endpoints/{self._settings.endpoint}"),
-        ]
-
     def _gateway(self) -> list[Grant]:
         endpoint = self._arn("sagemaker", f"endpoint/{self._settings.endpoint}")
-        return [Grant("InvokeEndpoint", ("sagemaker:InvokeEndpoint",), (endpoint,))]
+        invoke = "InvokeEndpointAsync" if self._settings.hosting.mode == "async" else "InvokeEndpoint"
+        return [Grant(name, (f"sagemaker:{name}",), (endpoint,)) for name in (invoke, "DescribeEndpoint")]
+
+    def _build(self) -> list[Grant]:
+        """The CodeBuild project: push images. Its sources and its log are granted where they are."""
+        own_training = self._settings.training.image == "own"
+        names = [self._settings.repository, *([self._settings.training_repository] if own_training else [])]
+        return [
+            # Amazon ECR User Guide, "IAM permissions for pushing an image", and DescribeImages to see whether a tag is there.
+            Grant(
+                "PushImages",
+                (
+                    "ecr:BatchCheckLayerAvailability",
+                    "ecr:BatchGetImage",
+                    "ecr:CompleteLayerUpload",
+                    "ecr:DescribeImages",
+                    "ecr:GetDownloadUrlForLayer",
+                    "ecr:InitiateLayerUpload",
+                    "ecr:PutImage",
+                    "ecr:UploadLayerPart",
+                ),
+                tuple(self._arn("ecr", f"repository/{name}") for name in names),
+            ),
+            Grant(
+                "LogInToRegistry",
+                ("ecr:GetAuthorizationToken",),
+                ("*",),
+                wildcard="ecr:GetAuthorizationToken knows no resources.",
+            ),
+            Grant("UseKey", ("kms:Decrypt", "kms:Encrypt", "kms:GenerateDataKey"), (self._key_arn,)),
+        ]
 
     def _start_pipeline(self) -> list[Grant]:
         pipeline = self._arn("sagemaker", f"pipeline/{self._settings.pipeline}")
@@ -136,7 +153,7 @@ class Roles(Construct):
     def _training_repository(self) -> str:
         if self._settings.training.image == "own":
             return self._arn("ecr", f"repository/{self._settings.training_repository}")
-        return training_repository_arn(self._settings.aws.region, partition=self._stack.partition)
+        return training_repository_arn(self._settings.aws.region, partition=self._partition)
 
     def _read_dataset(self) -> list[Grant]:
         data, prefix = self._settings.data_bucket, f"{self._settings.dataset_prefix}/*"
@@ -192,48 +209,6 @@ class Roles(Construct):
             Grant("EncryptOutput", ("kms:Encrypt",), (self._key_arn,)),
         ]
 
-    def _use_key_through_s3(self, *actions: str) -> Grant:
-        via = {"StringEquals": {"kms:ViaService": f"s3.{self._settings.aws.region}.amazonaws.com"}}
-        return Grant("UseKeyThroughS3", actions, (self._key_arn,), via)
-
-    def _encrypt_volume(self) -> Grant:
-        """SageMaker hands the key on to the volumes of its instances, and to nothing that is not an AWS resource."""
-        condition = {"Bool": {"kms:GrantIsForAWSResource": "true"}}
-        return Grant("EncryptVolume", ("kms:CreateGrant",), (self._key_arn,), condition)
-
-    def _pull_image(self, repository_arn: str) -> list[Grant]:
-        return [
-            Grant(
-                "PullImage",
-                ("ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"),
-                (repository_arn,),
-            ),
-            Grant(
-                "LogInToRegistry",
-                ("ecr:GetAuthorizationToken",),
-                ("*",),
-                wildcard="ecr:GetAuthorizationToken knows no resources.",
-            ),
-        ]
-
-    def _write_logs(self, *groups: str) -> list[Grant]:
-        arns = [self._arn("logs", f"log-group:{group}") for group in groups]
-        return [
-            Grant(
-                "WriteLogs",
-                ("logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"),
-                tuple(resource for arn in arns for resource in (arn, f"{arn}:*")),
-                wildcard="The streams of one log group; SageMaker names them.",
-            ),
-            Grant(
-                "PutMetrics",
-                ("cloudwatch:PutMetricData",),
-                ("*",),
-                {"StringLike": {"cloudwatch:namespace": "/aws/sagemaker/*"}},
-                wildcard="cloudwatch:PutMetricData knows no resources; the condition allows SageMaker's namespaces only.",
-            ),
-        ]
-
     def _role(self, purpose: str, service: str, grants: list[Grant]) -> iam.Role:
         policy = iam.PolicyDocument(
             statements=[
@@ -268,13 +243,6 @@ class Roles(Construct):
         return iam.ServicePrincipal(
             f"{service}.amazonaws.com", conditions=None if service == "apigateway" else conditions
         )
-
-    def _s3(self, bucket: str, key: str = "") -> str:
-        return f"arn:{self._stack.partition}:s3:::{bucket}" + (f"/{key}" if key else "")
-
-    def _arn(self, service: str, resource: str) -> str:
-        aws = self._settings.aws
-        return f"arn:{self._stack.partition}:{service}:{aws.region}:{aws.account}:{resource}"
 
 
 def _wildcards(grants: list[Grant]) -> dict[str, list[str]]:

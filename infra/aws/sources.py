@@ -1,6 +1,11 @@
-"""Which of our files go into a training job and into the serving image, and the digest that names exactly these bytes."""
+"""Which of our files go into a training job and into the serving image, and the digest that names what they do."""
 
+import ast
+import functools
 import hashlib
+import io
+import re
+import tokenize
 from pathlib import Path
 
 CORE_SOURCES = ("model_code/__init__.py", "model_code/environment.py", "model_code/inference/**/*.py")
@@ -19,6 +24,8 @@ EVALUATION_SOURCES = (
     "model_code/training/*/__init__.py",
     "model_code/training/*/data.py",
 )
+# What a comment in the first two lines can mean to the system and to Python (PEP 263).
+_MEANT = re.compile(r"^#!|^[ \t\f]*#.*?coding[:=]")
 # A model may have one, and [training] preprocess = true wants it.
 PREPROCESSING_SOURCES = ("model_code/training/*/preprocess.py",)
 SERVING_SOURCES = (
@@ -56,10 +63,39 @@ def read_sources(root: Path, patterns: tuple[str, ...], optional: tuple[str, ...
 
 
 def digest(sources: dict[str, bytes]) -> str:
-    """sha256 over names and contents, each with its length, so that no two sets of files share a digest."""
+    """sha256 over names and contents, each with its length, so that no two sets of files share a digest.
+
+    Comments in Python do not count: an edit of one would train again, and build an image and move an endpoint to it.
+    """
     checksum = hashlib.sha256()
     for name, content in sorted(sources.items()):
-        for part in (name.encode(), content):
+        for part in (name.encode(), without_comments(content) if name.endswith(".py") else content):
             checksum.update(len(part).to_bytes(8, "big"))
             checksum.update(part)
     return checksum.hexdigest()
+
+
+@functools.cache
+def without_comments(python: bytes) -> bytes:
+    """A Python file without its comments, and without the lines that held nothing else; code and docstrings stay as they are.
+
+    The same bytes on every Python: their tokenizers differ in f-strings, not in comments. What is not Python, or not in
+    UTF-8, comes back unchanged.
+    """
+    try:
+        lines = python.decode("utf-8-sig").split("\n")
+        ast.parse(python)  # the tokenizers alone do not agree on what is not Python
+        tokens = list(tokenize.tokenize(io.BytesIO(python).readline))
+    except (ValueError, tokenize.TokenError, SyntaxError):
+        return python
+    gone = set()
+    for token in tokens:
+        row, column = token.start
+        index = row - 1
+        if token.type != tokenize.COMMENT or (row <= 2 and _MEANT.match(lines[index])):
+            continue
+        end = "\r" if lines[index].endswith("\r") else ""
+        lines[index] = lines[index][:column].rstrip() + end
+        if not lines[index].strip():
+            gone.add(index)
+    return "\n".join(line for index, line in enumerate(lines) if index not in gone).encode()

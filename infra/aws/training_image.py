@@ -13,15 +13,16 @@ TAG = "2.13-cpu-amzn2023-sagemaker"
 
 def training_image(region: str, *, url_suffix: str) -> str:
     """The image's URI in a region's registry. Raises SettingsError for a region without one."""
-    return f"{_registry_account(region)}.dkr.ecr.{region}.{url_suffix}/{REPOSITORY}:{TAG}"
+    return f"{registry_account(region)}.dkr.ecr.{region}.{url_suffix}/{REPOSITORY}:{TAG}"
 
 
 def training_repository_arn(region: str, *, partition: str) -> str:
     """What the training role may pull from. Raises SettingsError for a region without a registry."""
-    return f"arn:{partition}:ecr:{region}:{_registry_account(region)}:repository/{REPOSITORY}"
+    return f"arn:{partition}:ecr:{region}:{registry_account(region)}:repository/{REPOSITORY}"
 
 
-def _registry_account(region: str) -> str:
+def registry_account(region: str) -> str:
+    """The account of AWS's deep learning containers in a region. Raises SettingsError for a region without one."""
     account = region_info.Fact.find(region, region_info.FactName.DLC_REPOSITORY_ACCOUNT)
     if account is None:
         known = sorted(
@@ -29,5 +30,5 @@ def _registry_account(region: str) -> str:
             for name in region_info.Fact.regions
             if region_info.Fact.find(name, region_info.FactName.DLC_REPOSITORY_ACCOUNT)
         )
-        raise SettingsError(f"aws.region: AWS has no training images in {region!r}; allowed: {', '.join(known)}")
+        raise SettingsError(f"aws.region: AWS has no PyTorch images in {region!r}; allowed: {', '.join(known)}")
     return account
