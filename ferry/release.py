@@ -21,6 +21,8 @@ from ferry.console import Report
 from ferry.errors import FerryError, Refused
 from ferry.files import write_atomically
 from ferry.model_probe import probe_model
+from ferry.script_mode import script_mode_archive
+from infra.aws.script_mode import script_mode_key
 from infra.release import (
     EXECUTION,
     FileDigest,
@@ -81,16 +83,19 @@ def make_release(
     gate = _gate(settings, description, artifact, dataset or settings.model.dataset, origin)
     report(f"gate      accuracy {gate.value:.4f}, at least {gate.threshold:.4f} wanted")
     release, archive = _store(settings, description, members, gate, origin)
-    lay_in_place(settings, release, archive)
+    lay_in_place(settings, release, archive, report)
     report(f"released  {release.archive.uri}")
     return release
 
 
-def lay_in_place(settings: Settings, release: Release, archive: bytes) -> None:
+def lay_in_place(settings: Settings, release: Release, archive: bytes, report: Report) -> None:
     """Make a release the current one of this machine: what `cdk deploy` and `ferry package` take.
 
-    The archive comes first: cut off in between, the two do not match, and that is told by their digests.
+    With hosting.image = "pytorch-dlc" its script-mode archive is stored before that, where it is not there yet for the code
+    of today. The archive comes first: cut off in between, the two do not match, and that is told by their digests.
     """
+    if settings.hosting.image == "pytorch-dlc":
+        _store_script_mode(settings, release, archive, report)
     write_atomically(settings.release_path.with_name(environment.ARCHIVE_FILE), archive)
     write_atomically(settings.release_path, release.to_bytes())
 
@@ -238,6 +243,31 @@ def _store(
         return parse_release(manifest, f"s3://{settings.artifact_bucket}/{prefix}/{environment.RELEASE_FILE}"), archive
     except ReleaseError as error:
         raise FerryError(str(error)) from error
+
+
+def _store_script_mode(settings: Settings, release: Release, archive: bytes, report: Report) -> None:
+    """Put what AWS's PyTorch image serves under a name that is written once; what stands there has to hold this model."""
+    s3, key = aws.client(settings, "s3"), script_mode_key(release.release_id)
+    uri = f"s3://{settings.artifact_bucket}/{key}"
+    members = read_archive(archive, release.archive.uri, exact=True)
+    try:
+        standing = _standing(s3, settings.artifact_bucket, key)
+        if standing is None:
+            _, standing = _put_once(s3, settings.artifact_bucket, key, script_mode_archive(members))
+    except (ClientError, BotoCoreError) as error:
+        raise FerryError(f"{uri}: {error}; nothing was switched, run it again") from error
+    if read_archive(standing, uri) != members:
+        raise FerryError(f"CONFLICT {uri}: another model stands there; delete that object, then run it again")
+    report(f"script mode {uri}: {len(standing):,} bytes, sha256 {_digest(standing).sha256}")
+
+
+def _standing(s3: Any, bucket: str, key: str) -> bytes | None:
+    """The object under a key, or None where there is none."""
+    try:
+        content: bytes = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+    except s3.exceptions.NoSuchKey:
+        return None
+    return content
 
 
 def _put_once(s3: Any, bucket: str, key: str, content: bytes) -> tuple[str, bytes]:

@@ -56,7 +56,7 @@ def rollback(settings: Settings, identifier: str | None, report: Report) -> Rele
     content = answer["Body"].read()
     verified_members(release, content, release.archive.uri)
     report(f"verified  {release.release_id}: every digest")
-    lay_in_place(settings, release, content)
+    lay_in_place(settings, release, content, report)
     report(f"current   {settings.release_path}")
     return release
 
