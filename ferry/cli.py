@@ -81,8 +81,9 @@ def main(environment: str | None) -> None:
 
     \b
     On one machine, without an account:   ferry demo
-    With two clouds:                      ferry data upload, ferry train, ferry approve, cdk deploy,
-                                          ferry package, cdktf deploy, ferry verify
+    With two clouds:                      ferry image push, ferry data upload, ferry train, ferry approve,
+                                          cdk deploy, ferry package, cdktf deploy, ferry verify
+    One request, many, what it costs:     ferry invoke, ferry batch, ferry cost, ferry recommend
     Back to an earlier model:             ferry rollback
     Other code, the same release:         ferry package, ferry publish azure
     The end of it:                        ferry destroy all
@@ -190,7 +191,7 @@ def train(
     if once:
         from ferry.train_once import train_once
 
-        OUT.print(train_once(settings, name, parameters))
+        OUT.print(train_once(settings, name, parameters, line))
         return
     from ferry import train as pipeline
 
@@ -238,15 +239,15 @@ def models(settings: Settings, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    table = _listing("version", "approval", "accuracy", "dataset", "created", "execution")
+    table = listing("version", "approval", "accuracy", "dataset", "created", "execution")
     for row in rows:
         shown = "" if row["accuracy"] is None else f"{row['accuracy']:.4f}"
         execution = (row["execution"] or "").rpartition("/")[2]
         table.add_row(str(row["version"]), row["approval"], shown, row["dataset"], row["created"][:10], execution)
-    _print_listing(table)
+    print_listing(table)
 
 
-def _listing(*columns: str) -> Table:
+def listing(*columns: str) -> Table:
     """A table without borders; its first column, which other commands take, is never cut or broken."""
     table = Table(box=None, pad_edge=False)
     for place, name in enumerate(columns):
@@ -254,7 +255,7 @@ def _listing(*columns: str) -> Table:
     return table
 
 
-def _print_listing(table: Table) -> None:
+def print_listing(table: Table) -> None:
     """A row is a line wherever nobody's window is too narrow for it."""
     OUT.print(table, width=None if OUT.is_terminal else 200)
 
@@ -339,13 +340,13 @@ def rollback(settings: Settings, release_id: str | None, listed: bool) -> None:
     from ferry.rollback import rollback as roll_back
 
     if listed:
-        table = _listing("release", "stored", "dataset", "accuracy", "package", "")
+        table = listing("release", "stored", "dataset", "accuracy", "package", "")
         for each in list_releases(settings, error_line):
             accuracy, package = f"{each.release.gate.value:.4f}", (each.release.model_package or "").rpartition("/")[2]
             stored = f"{each.stored:%Y-%m-%d %H:%M:%S}"
             current = "current" if each.current else ""
             table.add_row(each.release.release_id, stored, each.release.dataset, accuracy, package, current)
-        _print_listing(table)
+        print_listing(table)
         return
     chosen = roll_back(settings, release_id, line)
     OUT.print(f"{chosen.release_id} is current on this machine; these bring it to both clouds:")
@@ -585,3 +586,7 @@ def demo(
     path = settings_file(ctx.find_root().params["environment"])
     settings, path = with_model(settings, path, model or settings.model.name)
     run(settings, path, source, output.resolve(), keep)
+
+
+# The commands around a hosted model are registered by their own module, which needs what is defined above.
+from ferry import cli_hosting  # noqa: E402, F401

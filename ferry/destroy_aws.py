@@ -15,7 +15,7 @@ from infra.settings import ROOT, Settings
 
 # Stacks without data, those that use another before it; the last one is what they all stand on.
 _SERVING = ("Gateway", "Hosting")
-_STACKS = (*_SERVING, "Training")
+_STACKS = (*_SERVING, "Training", "Image")
 _FOUNDATION = "Foundation"
 # A deletion that is under way is followed to its end, and a stack in review holds nothing.
 _PASSING = ("DELETE_IN_PROGRESS", "REVIEW_IN_PROGRESS")
@@ -66,7 +66,14 @@ def _refuse_busy(states: dict[str, str]) -> None:
 
 
 def _refuse_without_release(settings: Settings, doomed: Sequence[str]) -> None:
-    """The app has Hosting and Gateway only with a release, and `cdk` deletes no stack that the app does not have."""
+    """The app has Hosting and Gateway only with a release, and with mode = "batch" no Gateway; `cdk` deletes no stack that
+    the app does not have."""
+    if "Gateway" in doomed and settings.hosting.mode == "batch":
+        stack = settings.stack("gateway")
+        raise Refused(
+            f"{stack} is deployed, and with hosting.mode = 'batch' `cdk` does not know it. Delete it first: "
+            f"aws cloudformation delete-stack --stack-name {stack}"
+        )
     serving = [settings.stack(name.lower()) for name in doomed if name in _SERVING]
     if serving and not settings.release_path.exists():
         by_hand = "; ".join(f"aws cloudformation delete-stack --stack-name {stack}" for stack in serving)

@@ -1,9 +1,10 @@
-"""The two doors of a released model, SageMaker and Azure, as one kind of object that answers the same request."""
+"""The doors of a released model, on SageMaker and on Azure, as one kind of object that answers the same request."""
 
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +22,34 @@ FUNCTION_KEY = "FERRY_FUNCTION_KEY"
 DOORS = ("sagemaker", "azure")
 _JSON = "application/json"
 _SECONDS = 30
+# SageMaker's own headers, by which a caller chooses where an endpoint holds several models or containers.
+TARGET_MODEL = "X-Amzn-SageMaker-Target-Model"
+TARGET_CONTAINER = "X-Amzn-SageMaker-Target-Container-Hostname"
+_INFERENCE_ID = "X-Amzn-SageMaker-Inference-Id"
+_REQUEST_IDS = ("x-amzn-requestid", "x-request-id")
+
+
+Sign = Callable[[str, str, bytes | None, dict[str, str]], dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request; the targets are for endpoints with several models, or several containers."""
+
+    body: bytes
+    content_type: str = _JSON
+    target_model: str | None = None
+    container: str | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a door answered: the body, the release that made it and the request's id where the door tells them, seconds."""
+
+    content: bytes
+    release_id: str | None
+    request_id: str | None
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -39,6 +68,9 @@ class Door(Protocol):
     name: str
     url: str
 
+    def ask(self, question: Question) -> Reply:
+        """Send one request, for an answer in JSON. Raises FerryError with the door's own message."""
+
     def classify(self, body: bytes) -> Answer:
         """Send one JSON request that asks for probabilities. Raises FerryError with the door's own message."""
 
@@ -50,27 +82,48 @@ class NotServing(FerryError):
 class HttpDoor:
     """A door with a URL of its own: both local ones, and the deployed app on Azure.
 
-    `health` is the URL that says which release answers; `denied` says what to do about a 401 or 403.
+    `health` is the URL that says which release answers; `denied` says what to do about a 401 or 403; `sign` gives the headers
+    that a POST of (URL, body, headers) is signed with.
     """
 
     def __init__(
-        self, name: str, url: str, headers: Mapping[str, str] | None = None, *, health: str, denied: str = ""
+        self,
+        name: str,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        health: str,
+        denied: str = "",
+        sign: Sign | None = None,
     ) -> None:
         self.name = name
         self.url = url
         self.health = health
         self._headers = {"Content-Type": _JSON, **(headers or {})}
         self._denied = denied
+        self._sign = sign
         # Never a redirect: the headers may carry a key or a token.
         self._pool = urllib3.PoolManager(timeout=_SECONDS, retries=False)
 
-    def classify(self, body: bytes) -> Answer:
+    def ask(self, question: Question) -> Reply:
+        headers = {"Content-Type": question.content_type, "Accept": _JSON, _INFERENCE_ID: uuid.uuid4().hex}
+        targets = {TARGET_MODEL: question.target_model, TARGET_CONTAINER: question.container}
+        headers |= {name: value for name, value in targets.items() if value is not None}
         started = time.perf_counter()
-        answer = self._ask("POST", self.url, body)
+        answer = self.post(question.body, headers)
         seconds = time.perf_counter() - started
         if answer.status != 200:
             raise FerryError(f"{self.name} at {self.url}: {_said(answer)}")
-        return _answer(self.name, answer.data, answer.headers.get(RELEASE_ID_HEADER), seconds)
+        told = (answer.headers.get(name) for name in _REQUEST_IDS)
+        request_id = next(filter(None, told), headers[_INFERENCE_ID])
+        return Reply(answer.data, answer.headers.get(RELEASE_ID_HEADER), request_id, seconds)
+
+    def post(self, body: bytes, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
+        """Send a body to the door's URL; whatever it answers, but for a 401 or 403, comes back. Raises FerryError."""
+        return self._ask("POST", self.url, body, headers)
+
+    def classify(self, body: bytes) -> Answer:
+        return _answer(self.name, self.ask(Question(body)))
 
     def release(self) -> str:
         """The id of the release that answers here. Raises NotServing, and FerryError where the door is closed to us."""
@@ -80,9 +133,14 @@ class HttpDoor:
             raise NotServing(f"{self.name} at {self.health}: {_said(answer)}")
         return identifier
 
-    def _ask(self, method: str, url: str, body: bytes | None = None) -> urllib3.BaseHTTPResponse:
+    def _ask(
+        self, method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> urllib3.BaseHTTPResponse:
+        sent = {**self._headers, **(headers or {})}
+        if self._sign is not None:
+            sent = self._sign(method, url, body, sent)
         try:
-            answer = self._pool.request(method, url, body=body, headers=self._headers)
+            answer = self._pool.request(method, url, body=body, headers=sent)
         except urllib3.exceptions.HTTPError as error:
             raise NotServing(f"{self.name} at {url}: {error}") from error
         if answer.status in (401, 403):
@@ -99,18 +157,27 @@ class EndpointDoor:
         self._endpoint = settings.endpoint
         self._runtime = aws.client(settings, "sagemaker-runtime")
 
-    def classify(self, body: bytes) -> Answer:
+    def ask(self, question: Question) -> Reply:
+        targets = {"TargetModel": question.target_model, "TargetContainerHostname": question.container}
         started = time.perf_counter()
         try:
             answer = self._runtime.invoke_endpoint(
-                EndpointName=self._endpoint, Body=body, ContentType=_JSON, Accept=_JSON
+                EndpointName=self._endpoint,
+                Body=question.body,
+                ContentType=question.content_type,
+                Accept=_JSON,
+                **{name: value for name, value in targets.items() if value is not None},
             )
             content = answer["Body"].read()
         except (ClientError, BotoCoreError) as error:
-            raise FerryError(f"{self.name}: endpoint {self._endpoint}: {error}") from error
+            raise FerryError(f"{self.name}: endpoint {self._endpoint}: {_refused(error)}") from error
         seconds = time.perf_counter() - started
         # SageMaker hands on this one response header of a container; ours puts the release id there.
-        return _answer(self.name, content, answer.get("CustomAttributes"), seconds)
+        released, request_id = answer.get("CustomAttributes"), answer["ResponseMetadata"].get("RequestId")
+        return Reply(content, released, request_id, seconds)
+
+    def classify(self, body: bytes) -> Answer:
+        return _answer(self.name, self.ask(Question(body)))
 
 
 def doors(
@@ -133,9 +200,18 @@ def azure_door(settings: Settings, credential: azure.Credential | None = None) -
     return HttpDoor("azure", f"{base}/api/classify", headers, health=f"{base}/api/health", denied=denied)
 
 
+def local_door(settings: Settings) -> HttpDoor:
+    """The container on this machine's loopback. Raises Refused for an environment of real clouds."""
+    aws.local_settings(settings)
+    return _container(settings)
+
+
 def _sagemaker_door(settings: Settings) -> Door:
-    if settings.local is None:
-        return EndpointDoor(settings)
+    return EndpointDoor(settings) if settings.local is None else _container(settings)
+
+
+def _container(settings: Settings) -> HttpDoor:
+    assert settings.local is not None
     base = f"http://127.0.0.1:{settings.local.sagemaker_port}"
     return HttpDoor("sagemaker", f"{base}/invocations", health=f"{base}/ping")
 
@@ -174,16 +250,44 @@ def request_body(values: NDArray[Any], key: str = "data") -> bytes:
     return json.dumps({key: values.tolist(), "probabilities": True}, separators=(",", ":")).encode()
 
 
-def _answer(door: str, content: bytes, release_id: str | None, seconds: float) -> Answer:
+def read_answer(door: str, content: bytes) -> tuple[list[int | str], NDArray[np.float64] | None]:
+    """Labels and, where they were asked for, probabilities (n, classes) in a JSON answer. Raises FerryError."""
     try:
         document = json.loads(content)
-        probabilities = np.asarray(document.pop("probabilities"), np.float64)
+        given = document.pop("probabilities", None)
+        probabilities = None if given is None else np.asarray(given, np.float64)
         ((_, labels),) = document.items()
+        if not isinstance(labels, list) or (probabilities is not None and len(probabilities) != len(labels)):
+            raise ValueError("the probabilities are not one row a label")
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         shown = content[:200].decode(errors="replace")
         raise FerryError(f"{door}: answers something else than labels and probabilities: {shown}") from error
-    return Answer(labels, probabilities, release_id, seconds)
+    return labels, probabilities
+
+
+def _answer(door: str, reply: Reply) -> Answer:
+    labels, probabilities = read_answer(door, reply.content)
+    if probabilities is None:
+        raise FerryError(f"{door}: answers no probabilities: {reply.content[:200].decode(errors='replace')}")
+    return Answer(labels, probabilities, reply.release_id, reply.seconds)
+
+
+def _refused(error: ClientError | BotoCoreError) -> str:
+    """What the runtime says, and what the container said where it was the container (ModelError)."""
+    if not isinstance(error, ClientError) or error.response["Error"]["Code"] != "ModelError":
+        return str(error)
+    status, said = error.response.get("OriginalStatusCode"), error.response.get("OriginalMessage", "")
+    return f"ModelError: the container answered HTTP {status}: {envelope(said.encode()) or said[:500]}"
+
+
+def envelope(content: bytes) -> str | None:
+    """`CODE: message (request id)` where a body is an error of the serving core, else None."""
+    try:
+        error = json.loads(content)["error"]
+        return f"{error['code']}: {error['message']} (request {error['request_id']})"
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _said(answer: urllib3.BaseHTTPResponse) -> str:
-    return f"HTTP {answer.status}: {answer.data[:500].decode(errors='replace')}"
+    return f"HTTP {answer.status}: {envelope(answer.data) or answer.data[:500].decode(errors='replace')}"

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError
 
 from ferry import aws
 from ferry.console import Report
 from ferry.errors import FerryError, Refused
+from ferry.log_tail import LogTail
 from ferry.pipeline import deployed_definition, start_parameters, uploaded_data
 from infra.settings import Settings
 
@@ -98,7 +99,7 @@ class _View:
     arn: str
     report: Report
     seen: dict[str, str] = field(default_factory=dict)
-    tails: dict[str, "_Tail"] = field(default_factory=dict)
+    tails: dict[str, LogTail] = field(default_factory=dict)
 
     def look(self) -> str:
         """Report what is new; returns the execution's status."""
@@ -140,54 +141,9 @@ class _View:
             job = step.get("Metadata", {}).get(kind, {}).get("Arn", "").rpartition("/")[2]
             # A result out of the cache has the job of another execution, whose log was told there.
             if job and "CacheHitResult" not in step:
-                tail = self.tails.setdefault(job, _Tail(self.logs, group, job, self.report))
+                tail = self.tails.setdefault(job, LogTail(self.logs, group, f"{job}/", self.report))
                 if self.seen.get(step["StepName"]) in (None, "Starting", "Executing"):
                     tail.look()
-
-
-@dataclass
-class _Tail:
-    """The lines of one job's log, each reported once."""
-
-    logs: Any
-    group: str
-    job: str
-    report: Report
-    tokens: dict[str, str] = field(default_factory=dict)
-    readable: bool = True
-
-    def look(self) -> None:
-        """Report the lines since the last look; a log that is not there yet, or may not be read, ends nothing."""
-        try:
-            for stream in self._streams() if self.readable else []:
-                self._read(stream)
-        except ClientError as error:
-            code = error.response["Error"]["Code"]
-            if code == "AccessDeniedException":
-                self.readable = False
-                self.report(f"  the log {self.group}/{self.job} may not be read: {error.response['Error']['Message']}")
-            elif code != "ResourceNotFoundException":
-                raise
-
-    def _streams(self) -> list[str]:
-        answer = self.logs.describe_log_streams(logGroupName=self.group, logStreamNamePrefix=f"{self.job}/")
-        return [stream["logStreamName"] for stream in answer["logStreams"]]
-
-    def _read(self, stream: str) -> None:
-        # The token comes back unchanged at the stream's end.
-        while True:
-            token = self.tokens.get(stream)
-            answer = self.logs.get_log_events(
-                logGroupName=self.group,
-                logStreamName=stream,
-                startFromHead=True,
-                **({"nextToken": token} if token else {}),
-            )
-            for event in answer["events"]:
-                self.report(f"  {event['message'].rstrip()}")
-            self.tokens[stream] = answer["nextForwardToken"]
-            if answer["nextForwardToken"] == token:
-                return
 
 
 def _took(step: dict[str, Any]) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
-from moto.server import ThreadedMotoServer
 
 from ferry import aws
 from ferry.cli import main
@@ -23,6 +22,7 @@ from infra.aws.pipeline_requests import PipelineResources, TrainingCode
 from infra.aws.source_bundle import source_bundle
 from infra.settings import ROOT, TRAINING_PREFIX, Settings, load_settings
 from model_code.environment import CHANNEL_FOLDERS
+from tests.emulator_server import emulator_server
 from tests.idx_files import digit_like, idx
 from tests.local_settings import local_settings
 
@@ -50,12 +50,8 @@ def emulated(folder: Path) -> Iterator[Settings]:
     """A running emulator with nothing in it."""
     settings = local_settings(folder)
     assert settings.local is not None
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=settings.local.emulator_port, verbose=False)
-    server.start()
-    try:
+    with emulator_server(settings.local.emulator_port):
         yield settings
-    finally:
-        server.stop()
 
 
 def fresh_account(emulator: Settings, folder: Path) -> Account:

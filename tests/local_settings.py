@@ -1,6 +1,9 @@
 """Settings files for tests that run the local environment: free ports and a build folder of their own."""
 
+import itertools
+import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 from infra.settings import Settings, load_settings
@@ -58,12 +61,24 @@ def local_settings(folder: Path, name: str = "trial", gate: float = 0.5) -> Sett
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that nobody listens on; held open together so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Loopback ports that nobody listens on, never the same twice in one process.
+
+    Below those that Linux gives to connections and to whoever binds port 0 (32768 and up): such a one may be taken again
+    before the test binds it. Processes that run side by side begin at different places.
+    """
+    return list(itertools.islice(_unused, count))
+
+
+def _unused_ports() -> Iterator[int]:
+    first, end = 10_000, 32_000
+    for number in itertools.count(os.getpid() * 101):
+        port = first + number % (end - first)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        yield port
+
+
+_unused = _unused_ports()

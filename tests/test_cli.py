@@ -135,6 +135,24 @@ def test_a_missing_data_folder_is_refused_before_anything_starts(tmp_path: Path)
     assert "no such folder" in finished.stderr
 
 
+def test_invoke_without_its_door_says_how_to_start_it(tmp_path: Path) -> None:
+    request = tmp_path / "one.json"
+    request.write_text('{"data": []}')
+    path = str(write_settings(tmp_path))
+    for door, service in (("local", "sagemaker"), ("azure", "azure")):
+        finished = ferry("--env", path, "invoke", str(request), "--door", door)
+        assert finished.returncode == 1
+        assert f"start it: ferry local up {service}" in finished.stderr
+        assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize("arguments", [("batch",), ("image", "push"), ("recommend",), ("cost", "--update")])
+def test_what_needs_an_account_or_an_input_ends_with_2(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    finished = ferry("--env", str(write_settings(tmp_path)), *arguments)
+    assert finished.returncode == 2
+    assert "Traceback" not in finished.stderr
+
+
 def test_publish_refuses_an_environment_of_this_machine(tmp_path: Path) -> None:
     finished = ferry("--env", str(write_settings(tmp_path)), "publish", "azure")
     assert finished.returncode == 2

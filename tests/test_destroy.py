@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from moto.backends import get_backend
-from moto.server import ThreadedMotoServer
 
 from ferry import aws
 from ferry.destroy import destroy
@@ -20,6 +19,7 @@ from ferry.destroy_azure import Resource, Terraform, destroy_azure, kept_address
 from ferry.errors import FerryError, Refused
 from ferry.tools import run
 from infra.settings import ROOT, Settings, load_settings
+from tests.emulator_server import emulator_server
 from tests.local_settings import write_settings
 from tests.stack_fixtures import dev_settings
 
@@ -302,8 +302,12 @@ def account(tmp_path: Path) -> Iterator[tuple[Settings, Path]]:
     path = write_settings(tmp_path, name=f"t{hashlib.sha256(bytes(tmp_path)).hexdigest()[:8]}")
     settings = load_settings(str(path))
     assert settings.local is not None
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=settings.local.emulator_port, verbose=False)
-    server.start()
+    with emulator_server(settings.local.emulator_port):
+        _stand(settings)
+        yield settings, path
+
+
+def _stand(settings: Settings) -> None:
     buckets = {"Data": settings.data_bucket, "Artifacts": settings.artifact_bucket, "Logs": settings.log_bucket}
     foundation: dict[str, Any] = {
         name: {"Type": "AWS::S3::Bucket", "Properties": {"BucketName": bucket}} for name, bucket in buckets.items()
@@ -312,8 +316,6 @@ def account(tmp_path: Path) -> Iterator[tuple[Settings, Path]]:
     deploy(settings, "foundation", foundation)
     deploy(settings, "training", {"Queue": {"Type": "AWS::SQS::Queue", "Properties": {}}})
     fill(settings)
-    yield settings, path
-    server.stop()
 
 
 def deploy(settings: Settings, name: str, resources: dict[str, Any]) -> None:

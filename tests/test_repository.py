@@ -54,6 +54,8 @@ IMPORT_TABLE: dict[str, set[str]] = {
     },
     "model_code/__init__.py": set(),
     "model_code/environment.py": set(),
+    # Pillow decodes image/png and image/jpeg bodies, and nothing else may import it: the first image does, not the cold start.
+    "model_code/inference/images.py": {"model_code.inference.errors", "numpy", "PIL"},
     "model_code/inference/*": {"model_code.inference", "model_code.environment", "numpy", "onnxruntime", "simdjson"},
     "model_code/training/*": {
         "model_code.training",
@@ -78,6 +80,8 @@ IMPORT_TABLE: dict[str, set[str]] = {
         "model_code.training.examples",
         "numpy",
     },
+    # What AWS's PyTorch image runs: its toolkit's errors, and the core.
+    "model_code/script_mode/*": {"model_code.inference", "model_code.environment", "sagemaker_inference"},
     "model_code/container/*": {"model_code.container", "model_code.inference", "model_code.environment", "granian"},
     "function_app/*": {"azure.functions", "model_code.inference", "model_code.environment"},
     # The development host runs inside the package's own interpreter: it reaches nothing of ours by name.
@@ -87,7 +91,9 @@ IMPORT_TABLE: dict[str, set[str]] = {
         "infra.settings",
         "infra.release",
         "infra.aws.image",
+        "infra.aws.instance_types",
         "infra.aws.pipeline_requests",
+        "infra.aws.script_mode",
         "infra.azure.package",
         "model_code.environment",
         "model_code.inference",
@@ -110,16 +116,35 @@ IMPORT_TABLE: dict[str, set[str]] = {
         "tomli_w",
         "urllib3",
     },
+    # The servers that ours is measured against run in environments of their own, and reach nothing of ours.
+    "bench/peers/*": {
+        "bentoml",
+        "digits",
+        "fastapi",
+        "flask",
+        "litserve",
+        "mlserver",
+        "numpy",
+        "onnxruntime",
+        "ray",
+        "starlette",
+    },
     "bench/*": {
         "bench",
         "ferry.archive",
         "ferry.errors",
         "ferry.package",
+        "ferry.processes",
         "infra.release",
+        "infra.settings",
         "model_code",
+        "aws_cdk",
         "azure.functions",
+        "granian",
         "numpy",
         "onnxruntime",
+        "PIL",
+        "psutil",
         "torch",
     },
 }

@@ -1,5 +1,6 @@
 """A Transform step on this machine: the container's `serve` process, asked for every object below the input's prefix."""
 
+import json
 import socket
 import sys
 import time
@@ -23,6 +24,19 @@ _MEGABYTE = 2**20
 _DEFAULT_PAYLOAD_MB = 6
 _START_SECONDS = 90
 _DEFAULT_TIMEOUT_SECONDS = 600  # ModelClientConfig.InvocationsTimeoutInSeconds
+_INPUT, _OUTPUT = "SageMakerInput", "SageMakerOutput"  # DataProcessing, JoinSource
+
+
+class TransformFailed(FerryError):
+    """Some objects have no result; `reasons` has the key of each and what the container said to it."""
+
+    def __init__(self, job: str, reasons: dict[str, str]) -> None:
+        super().__init__("\n".join(f"transform job {job}: {key}: {reason}" for key, reason in reasons.items()))
+        self.reasons = reasons
+
+
+class _NoResult(Exception):
+    """Why one object has none."""
 
 
 def refusals(settings: Settings, arguments: dict[str, Any]) -> list[str]:
@@ -35,28 +49,40 @@ def refusals(settings: Settings, arguments: dict[str, Any]) -> list[str]:
         found.append(f"CompressionType {data['CompressionType']}")
     if data.get("SplitType", "None") not in ("None", "Line"):
         found.append(f"SplitType {data['SplitType']}")
-    if processing.get("JoinSource", "None") != "None" or {"InputFilter", "OutputFilter"} & set(processing):
-        found.append("DataProcessing")
+    if processing.get("JoinSource", "None") != "None" and data.get("SplitType") != "Line":
+        found.append("JoinSource without SplitType Line")
+    if {"InputFilter", "OutputFilter"} & set(processing):
+        found.append("DataProcessing with a filter")
     return found
 
 
 def run(job: StepJob, arguments: dict[str, Any]) -> dict[str, Any]:
     """Run the batch transform of a CreateTransformJob request; returns what DescribeTransformJob would answer.
 
-    Each object gives one object with the same name and ".out". Raises FerryError for the first object that fails.
+    Each object gives one object with the same name and ".out". One that fails gives none and ends nothing: the others are still
+    transformed (Developer Guide, "Use batch transform"). Raises TransformFailed in the end where any did.
     """
     s3 = job.client("s3")
-    model = job.client("sagemaker").describe_model(ModelName=arguments["ModelName"])["PrimaryContainer"]
+    model = job.client("sagemaker").describe_model(ModelName=arguments["ModelName"]).get("PrimaryContainer")
+    if model is None:
+        raise FerryError(f"transform job {job.name}: {arguments['ModelName']} has several containers; one is run here")
     if not own_image(job.settings, model["Image"]):
         raise FerryError(f"transform job {job.name}: image {model['Image']} is not built here")
     source = arguments["TransformInput"]["DataSource"]["S3DataSource"]["S3Uri"]
     keys = objects.list_keys(s3, source)
     if not keys:
         raise FerryError(f"transform job {job.name}: nothing is at {source}; upload a dataset first: ferry data upload")
+    reasons: dict[str, str] = {}
     _unpack_model(s3, model["ModelDataUrl"], MlPaths(job.folder))
     with _serving(job, model.get("Environment", {}) | _batch_variables(arguments)) as url:
         for key in keys:
-            _transform(s3, job, arguments, key, url)
+            try:
+                _transform(s3, job, arguments, key, url)
+            except _NoResult as error:
+                reasons[key] = str(error)
+                job.report(f"  {key}: {error}")
+    if reasons:
+        raise TransformFailed(job.name, reasons)
     return arguments | {
         "TransformJobName": job.name,
         "TransformJobArn": job.arn("transform-job"),
@@ -128,10 +154,11 @@ def _transform(s3: Any, job: StepJob, arguments: dict[str, Any], key: str, url: 
     bucket, prefix = objects.split_uri(data["DataSource"]["S3DataSource"]["S3Uri"])
     content = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
     headers = {"Content-Type": data.get("ContentType"), "Accept": output.get("Accept")}
-    answers = [
-        _invoke(job, url, body, {name: value for name, value in headers.items() if value}, arguments, key)
-        for body in _bodies(content, arguments)
-    ]
+    joins = arguments.get("DataProcessing", {}).get("JoinSource", "None") == "Input"
+    answers = []
+    for body in _bodies(content, arguments):
+        answer = _invoke(url, body, {name: value for name, value in headers.items() if value}, arguments)
+        answers.append(_joined(body, answer, data.get("ContentType", "")) if joins else answer)
     lines = output.get("AssembleWith", "None") == "Line"
     joined = b"".join(answer.rstrip(b"\n") + b"\n" if lines else answer for answer in answers)
     target, folder = objects.split_uri(output["S3OutputPath"])
@@ -140,13 +167,33 @@ def _transform(s3: Any, job: StepJob, arguments: dict[str, Any], key: str, url: 
     job.report(f"  {key}: requests {len(answers)}, {len(joined):,} bytes to s3://{target}/{name}")
 
 
-def _invoke(job: StepJob, url: str, body: bytes, headers: dict[str, str], arguments: dict[str, Any], key: str) -> bytes:
+def _invoke(url: str, body: bytes, headers: dict[str, str], arguments: dict[str, Any]) -> bytes:
     seconds = arguments.get("ModelClientConfig", {}).get("InvocationsTimeoutInSeconds", _DEFAULT_TIMEOUT_SECONDS)
-    answer = urllib3.request("POST", f"{url}/invocations", body=body, headers=headers, timeout=seconds, retries=False)
+    try:
+        answer = urllib3.request(
+            "POST", f"{url}/invocations", body=body, headers=headers, timeout=seconds, retries=False
+        )
+    except urllib3.exceptions.HTTPError as error:
+        raise _NoResult(f"no answer from the container: {error}") from error
     if answer.status != 200:
-        said = answer.data[:500].decode(errors="replace")
-        raise FerryError(f"transform job {job.name}: {key}: HTTP {answer.status}: {said}")
+        raise _NoResult(f"HTTP {answer.status}: {answer.data[:500].decode(errors='replace')}")
     return answer.data
+
+
+def _joined(body: bytes, answer: bytes, content_type: str) -> bytes:
+    """Every line of a request with its result: more columns of CSV, or the key SageMakerOutput of a JSON object
+    (DataProcessing, JoinSource)."""
+    records, results = body.splitlines(), answer.splitlines()
+    if len(records) != len(results):
+        raise _NoResult(f"{len(results)} results for {len(records)} records; they cannot be joined")
+    if content_type == "text/csv":
+        return b"".join(record + b"," + result + b"\n" for record, result in zip(records, results, strict=True))
+    lines = []
+    for record, result in zip(records, results, strict=True):
+        given, said = json.loads(record), json.loads(result)
+        whole = given | {_OUTPUT: said} if isinstance(given, dict) else {_INPUT: given, _OUTPUT: said}
+        lines.append(json.dumps(whole).encode() + b"\n")
+    return b"".join(lines)
 
 
 def _bodies(content: bytes, arguments: dict[str, Any]) -> Iterator[bytes]:
