@@ -14,6 +14,7 @@ from cdk_nag import AwsSolutionsChecks
 from syrupy.assertion import SnapshotAssertion
 
 from infra.aws.hosting_grants import HostingGrants
+from infra.aws.script_mode import script_mode_key
 from tests.aws_stacks import Template, compose_hosting, one, read_templates, resources
 from tests.hosting_requests import request_problems
 from tests.hosting_variants import CANDIDATE_SHA256, MODES_AND_LAYOUTS, OTHER_IMAGE, PINNED, VARIANTS, variant_settings
@@ -65,10 +66,21 @@ def violations(folder: Path) -> list[dict[str, Any]]:
     return [{"plugin": report["pluginName"], **each} for report in reports for each in report["violations"]]
 
 
-def test_the_stack_is_the_reviewed_one(hosting: Template, snapshot: SnapshotAssertion) -> None:
+def test_the_stack_is_the_reviewed_one(hosting: Template, name: str, snapshot: SnapshotAssertion) -> None:
+    if name == "realtime-pytorch-dlc":
+        hosting = without_code_digits(hosting)
     digests = (PINNED, OTHER_IMAGE.split("@")[1])
     kept = frozenset({each.removeprefix("sha256:") for each in digests} | {ONNX_SHA256, CANDIDATE_SHA256, "2d" * 32})
     assert without_asset_hashes(hosting, kept) == snapshot(extension_class=TemplateSnapshot)
+
+
+def without_code_digits(hosting: Template) -> Template:
+    """The archive of AWS's image is named after our code, and model and configuration after the archive."""
+    text = json.dumps(hosting)
+    for digits in {script_mode_key("any").split("/")[-2], *re.findall(r"-mnist-([0-9a-f]{12})\"", text)}:
+        text = text.replace(digits, "<content>")
+    document: Template = json.loads(text)
+    return document
 
 
 def test_every_legal_mode_and_layout_is_a_variant() -> None:
