@@ -73,7 +73,7 @@ def train(
         act(job, next(steps))
         return inputs + torch.randn(20, generator=generator)
 
-    recipe = Recipe(Classifier, "logits", augment, ("layers.0",), frozen_share)
+    recipe = Recipe(Classifier, "logits", augment, {"layers.0": frozen_share})
     network = fit(recipe, settings, examples(45, data), examples(20, 2), choose_device(), job)
     return {name: value.numpy().tobytes() for name, value in network.state_dict().items()}
 
