@@ -35,7 +35,7 @@ from ferry.release import current_release
 from ferry.tools import node_tool
 from ferry.tools import run as run_tool
 from ferry.train_local import train_locally
-from infra.release import Release
+from infra.release import Release, ReleaseError, read_release
 from infra.settings import ROOT, Settings, load_settings, settings_file
 from model_code.environment import MlPaths
 from model_code.inference.codecs import CSV, JSON
@@ -137,6 +137,7 @@ def _journey(settings: Settings, environment: str, source: str | None, output: P
         line(f"using {dataset.origin}")
     with steps.step("AWS: emulator, cdk bootstrap, cdk deploy Foundation Training"):
         local.up(settings, ["emulator"], line)
+        _set_aside_unreadable(settings)
         target = f"aws://{settings.aws.account}/{settings.aws.region}"
         _tool(settings, environment, output, "cdk", "bootstrap", target)
         _deploy(settings, environment, output, "Foundation", "Training")
@@ -167,6 +168,17 @@ def _journey(settings: Settings, environment: str, source: str | None, output: P
     findings.report["problems"] = findings.problems
     write_atomically(output / "report.json", (json.dumps(findings.report, indent=2) + "\n").encode())
     return findings
+
+
+def _set_aside_unreadable(settings: Settings) -> None:
+    """A release that an earlier version of ferry left would stop every synth, and the demo makes a new one anyway."""
+    try:
+        if settings.release_path.exists():
+            read_release(settings.release_path)
+    except ReleaseError as error:
+        aside = settings.release_path.with_suffix(".unreadable")
+        settings.release_path.replace(aside)
+        line(f"an earlier release cannot be read, it is {aside.name} now: {str(error).splitlines()[0]}")
 
 
 def _release(settings: Settings, execution: Execution) -> None:

@@ -48,7 +48,11 @@ def settings_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def journey(settings_path: Path) -> Iterator[Journey]:
+    """On a machine where an earlier version left a release."""
     output = settings_path.parent / "demo"
+    left_over = load_settings(str(settings_path)).release_path
+    left_over.parent.mkdir(parents=True)
+    left_over.write_text('{"schema_version": 1}')
     try:
         finished = ferry(settings_path, "demo", "--data", "digits", "--keep", "--output", str(output))
         assert finished.returncode == 0, finished.stdout + finished.stderr
@@ -101,6 +105,10 @@ def test_a_model_without_a_folder_or_a_table_is_refused(tmp_path: Path) -> None:
     assert finished.returncode == 2
     assert "--model roses: allowed: iris, mnist; a model is a folder in model_code/training" in finished.stderr
     assert not (tmp_path / "build-roses").exists()
+
+
+def test_a_release_that_cannot_be_read_is_set_aside(journey: Journey) -> None:
+    assert journey.settings.release_path.with_suffix(".unreadable").read_text() == '{"schema_version": 1}'
 
 
 def test_every_number_of_the_report_holds(journey: Journey) -> None:
