@@ -204,9 +204,11 @@ def train(
 
 
 def _train_locally(settings: Settings, dataset: str, parameters: dict[str, str]) -> None:
+    from ferry.processes import signals_interrupt
     from ferry.train_local import train_locally
 
-    execution = train_locally(settings, dataset, parameters, line)
+    with signals_interrupt():
+        execution = train_locally(settings, dataset, parameters, line)
     OUT.print(f"{execution.arn}: {execution.status}; record: {execution.folder / 'execution.json'}")
     if execution.reason is not None:
         raise FerryError(execution.reason)

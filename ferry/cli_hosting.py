@@ -91,6 +91,7 @@ def batch(
     In a local environment the job is really run, on this machine, with the model and the data in the emulator.
     """
     from ferry import batch as jobs
+    from ferry.processes import signals_interrupt
 
     if not inputs and job is None:
         raise Refused("give files, folders or an s3:// prefix, or --job NAME for one that was started")
@@ -102,7 +103,8 @@ def batch(
         click.echo(json.dumps({"job": name}) if as_json else f"{name}: started; ferry batch --job {name}")
         return
     folder = output or jobs.default_folder(settings, name)
-    found = jobs.finish(settings, request, folder, report, form=form, bar=not as_json)
+    with signals_interrupt():
+        found = jobs.finish(settings, request, folder, report, form=form, bar=not as_json)
     if as_json:
         document = asdict(found) | {"table": str(found.table), "results": len(found.results)}
         click.echo(json.dumps(document, indent=2))

@@ -9,11 +9,9 @@ import itertools
 import json
 import os
 import shlex
-import signal
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from ferry.errors import FerryError, Refused
 from ferry.files import write_atomically
 from ferry.package import build_package
 from ferry.pipeline_runner import Execution
+from ferry.processes import signals_interrupt
 from ferry.release import current_release
 from ferry.tools import node_tool
 from ferry.tools import run as run_tool
@@ -71,7 +70,7 @@ def run(settings: Settings, settings_path: Path, source: str | None, output: Pat
     stays up. Raises FerryError when a step fails or a number is off, naming it.
     """
     aws.local_settings(settings)
-    with local.exclusively(settings.build_path / "demo.lock", "ferry demo"), _signals_interrupt():
+    with local.exclusively(settings.build_path / "demo.lock", "ferry demo"), signals_interrupt():
         for name in ("report.json", "report.png", *_REQUESTS):
             (output / name).unlink(missing_ok=True)
         local.down(settings, lambda _: None)  # an earlier run's stacks would be updated, not created
@@ -112,21 +111,6 @@ def with_model(settings: Settings, settings_path: Path, model: str) -> tuple[Set
     path = settings.model_copy(update={"build_dir": build_dir}).build_path / settings_path.name
     write_atomically(path, tomli_w.dumps(table).encode())
     return load_settings(str(path)), path
-
-
-@contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """A cancelled CI run or a closed terminal ends the demo as Ctrl-C does, with everything that it started."""
-
-    def interrupt(number: int, _: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _journey(settings: Settings, environment: str, source: str | None, output: Path, steps: Steps) -> _Findings:

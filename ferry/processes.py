@@ -8,7 +8,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -94,3 +95,18 @@ def _reap() -> None:
             pass
     except ChildProcessError:
         return
+
+
+@contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """A cancelled CI run or a closed terminal ends the block as Ctrl-C does, with everything that it started."""
+
+    def interrupt(number: int, _: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

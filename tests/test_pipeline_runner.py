@@ -341,6 +341,21 @@ def test_an_interrupt_ends_the_job_with_its_execution(account: Account) -> None:
     assert account.keys(account.settings.artifact_bucket) == []
 
 
+def test_sigterm_ends_the_job_with_its_execution(emulator: Settings, tmp_path: Path) -> None:
+    account = fresh_account(emulator, tmp_path)
+    upload_images(account)
+    deploy(account)
+    options = ["train", "--local", "--parameter", "Gate=0.1", "--parameter", "Epochs=500"]
+    command = [str(Path(sys.executable).with_name("ferry")), "--env", str(account.settings_path), *options]
+    training = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert training.stdout is not None
+    next(line for line in training.stdout if "metrics epoch=1 " in line)
+    training.terminate()
+    training.communicate(timeout=60)
+    assert training.returncode == 130
+    assert processes.find(mark(account.settings)) == []
+
+
 @pytest.mark.slow
 def test_a_killed_execution_leaves_nothing_that_runs_behind_the_next_one(emulator: Settings, tmp_path: Path) -> None:
     account = fresh_account(emulator, tmp_path)
