@@ -67,6 +67,7 @@ def post(url: str, body: bytes) -> Any:
         return json.load(answer)
 
 
+@pytest.mark.slow
 def test_a_model_below_its_gate_ends_the_journey_with_1_and_leaves_nothing_running(tmp_path: Path) -> None:
     path = write_settings(tmp_path, name="weak", digits_epochs=1)
     finished = ferry(path, "demo", "--data", "digits", "--keep", "--output", str(tmp_path / "demo"))

@@ -354,6 +354,7 @@ def remaining(settings: Settings) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @needs_cdk
 def test_data_stays_unless_told_and_then_goes_with_every_old_version(account: tuple[Settings, Path]) -> None:
     settings, path = account

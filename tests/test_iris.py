@@ -130,6 +130,7 @@ def test_the_release_check_accepts_the_artifact(finished: tuple[MlPaths, str]) -
     probe_model(finished[0].model, "s3://bucket/model.tar.gz")
 
 
+@pytest.mark.slow
 def test_awss_toolkit_runs_it_from_the_uploaded_archive(finished: tuple[MlPaths, str], tmp_path: Path) -> None:
     archive = tmp_path / "sourcedir.tar.gz"
     archive.write_bytes(source_bundle(ROOT).archive)

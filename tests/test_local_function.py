@@ -99,6 +99,7 @@ def test_core_tools_serve_the_package_on_loopback_with_its_own_libraries_and_not
     assert "AZURE_CLIENT_SECRET" not in variables
 
 
+@pytest.mark.slow
 def test_core_tools_that_end_are_a_failure_with_the_end_of_their_log(settings: Settings, tmp_path: Path) -> None:
     install_core_tools(tmp_path, then="raise SystemExit('Found Python version 2.7')")
     with pytest.raises(FerryError, match=r"(?s)azure ended at once.*Found Python version 2\.7"):
@@ -106,6 +107,7 @@ def test_core_tools_that_end_are_a_failure_with_the_end_of_their_log(settings: S
     assert local.status(settings)["doors"]["azure"] is None
 
 
+@pytest.mark.slow
 def test_core_tools_that_cannot_stay_on_loopback_are_left_alone(settings: Settings, tmp_path: Path) -> None:
     record = install_core_tools(tmp_path, help_text="--port")
     local.up(settings, ["azure"], silent)

@@ -341,6 +341,7 @@ def test_an_interrupt_ends_the_job_with_its_execution(account: Account) -> None:
     assert account.keys(account.settings.artifact_bucket) == []
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_job_with_its_execution(emulator: Settings, tmp_path: Path) -> None:
     account = fresh_account(emulator, tmp_path)
     upload_images(account)

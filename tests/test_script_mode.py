@@ -316,6 +316,7 @@ def test_the_archive_holds_the_release_our_code_and_libraries_for_the_images_pyt
     assert {f".cpython-{IMAGE_PYTHON.replace('.', '')}-x86_64-linux-gnu" in name for name in compiled} == {True}
 
 
+@pytest.mark.slow
 def test_the_same_release_code_and_pins_make_the_same_archive_whose_digest_is_told(released: Released) -> None:
     members = read_archive(released.artifact.read_bytes(), "artifact")
     assert script_mode_archive(members) == released.archive
@@ -332,6 +333,7 @@ def test_the_same_artifact_stores_no_archive_twice(released: Released, dlc: Sett
     assert stored(dlc) == before
 
 
+@pytest.mark.slow
 def test_a_release_for_our_own_image_has_no_such_archive_until_it_is_rolled_back_to(
     released: Released, own: Settings, dlc: Settings, tmp_path: Path
 ) -> None:
