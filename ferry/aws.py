@@ -1,6 +1,7 @@
 """AWS clients for one environment, and the wall between the emulator and real accounts."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,6 +12,8 @@ from botocore.config import Config
 from ferry.errors import Refused
 from infra.settings import LocalSettings, Settings
 
+# What `client` is: it gives the client of a service for an environment.
+Connect = Callable[[Settings, str], Any]
 _LOOPBACK = {"localhost", "127.0.0.1", "::1", "0.0.0.0"}
 # The emulator signs nothing; these say what they are wherever they turn up in a log.
 _EMULATOR_CREDENTIALS = {"aws_access_key_id": "emulator", "aws_secret_access_key": "emulator"}

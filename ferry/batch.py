@@ -11,7 +11,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,7 +32,6 @@ from infra.aws.instance_types import volume_key
 from infra.settings import BATCH_PREFIX, Settings
 from model_code.inference.codecs import CSV, JPEG, JSON, JSON_LINES, NPY, PNG
 
-Connect = Callable[[Settings, str], Any]
 CONTENT_TYPES: Mapping[str, str] = {
     ".json": JSON,
     ".jsonl": JSON_LINES,
@@ -78,7 +77,7 @@ def new_job(settings: Settings) -> str:
 
 
 def start(
-    settings: Settings, job: str, inputs: Sequence[str], report: Report, *, connect: Connect = aws.client
+    settings: Settings, job: str, inputs: Sequence[str], report: Report, *, connect: aws.Connect = aws.client
 ) -> dict[str, Any]:
     """Upload what is not there yet and start the job, unless it was started before; returns its CreateTransformJob request.
 
@@ -116,7 +115,7 @@ def finish(
     report: Report,
     *,
     form: str = "csv",
-    connect: Connect = aws.client,
+    connect: aws.Connect = aws.client,
     pause: float = 5.0,
     bar: bool = True,
 ) -> Collected:
@@ -162,7 +161,7 @@ def _request_file(settings: Settings, job: str) -> Path:
     return settings.build_path / "batch" / job / "request.json"
 
 
-def _request_of(settings: Settings, job: str, connect: Connect) -> dict[str, Any] | None:
+def _request_of(settings: Settings, job: str, connect: aws.Connect) -> dict[str, Any] | None:
     """The request of a job that was started before; None where there is none."""
     if settings.local is not None:
         path = _request_file(settings, job)
@@ -175,7 +174,7 @@ def _request_of(settings: Settings, job: str, connect: Connect) -> dict[str, Any
         return None
 
 
-def _inputs(settings: Settings, given: Sequence[str], connect: Connect) -> list[Input]:
+def _inputs(settings: Settings, given: Sequence[str], connect: aws.Connect) -> list[Input]:
     """Files, folders and prefixes as single objects. Raises Refused where one is missing, or two have one name."""
     found: list[Input] = []
     for each in given:
@@ -199,7 +198,7 @@ def _inputs(settings: Settings, given: Sequence[str], connect: Connect) -> list[
     return found
 
 
-def _request(settings: Settings, job: str, inputs: Sequence[Input], connect: Connect) -> dict[str, Any]:
+def _request(settings: Settings, job: str, inputs: Sequence[Input], connect: aws.Connect) -> dict[str, Any]:
     """CreateTransformJob for these inputs: what the settings say, and what follows from the kind of the files."""
     batch, hosting = settings.hosting.batch, settings.hosting
     content_type = _content_type(settings, inputs)
@@ -276,7 +275,7 @@ def _check_sizes(settings: Settings, inputs: Sequence[Input]) -> None:
                 )
 
 
-def _upload(settings: Settings, job: str, inputs: Sequence[Input], report: Report, connect: Connect) -> None:
+def _upload(settings: Settings, job: str, inputs: Sequence[Input], report: Report, connect: aws.Connect) -> None:
     s3, bucket = connect(settings, "s3"), settings.artifact_bucket
     with progress("uploaded", len(inputs), report) as done:
         for number, each in enumerate(inputs, start=1):
@@ -319,7 +318,7 @@ def _run_here(
 
 
 def _follow(
-    settings: Settings, s3: Any, job: str, report: Report, connect: Connect, pause: float, bar: bool
+    settings: Settings, s3: Any, job: str, report: Report, connect: aws.Connect, pause: float, bar: bool
 ) -> tuple[str, str | None]:
     sagemaker = connect(settings, "sagemaker")
     tail = LogTail(connect(settings, "logs"), _LOG_GROUP, f"{job}/", report)
@@ -386,7 +385,7 @@ def _download(
     return results
 
 
-def _labels(settings: Settings, connect: Connect) -> tuple[int | str, ...] | None:
+def _labels(settings: Settings, connect: aws.Connect) -> tuple[int | str, ...] | None:
     """The labels of the deployed release, where it is this machine's current one."""
     from ferry.release import current_release
     from model_code.environment import SIGNATURE_FILE

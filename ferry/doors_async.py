@@ -3,8 +3,7 @@
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -21,7 +20,6 @@ _INPUT_LOCATION = "X-Amzn-SageMaker-InputLocation"
 _JSON = "application/json"
 # Without s3:ListBucket a key that is not there yet is 403.
 _NOT_YET = ("404", "403", "NoSuchKey", "NotFound", "AccessDenied")
-Connect = Callable[[Settings, str], Any]
 
 
 class AsyncDoor:
@@ -40,7 +38,7 @@ class AsyncDoor:
         gateway: HttpDoor | None = None,
         wait: float,
         pause: float = 1.0,
-        connect: Connect = aws.client,
+        connect: aws.Connect = aws.client,
     ) -> None:
         self.name = "gateway" if gateway else "sagemaker"
         self.url = gateway.url if gateway else f"sagemaker://{settings.aws.region}/{settings.endpoint}"

@@ -1,8 +1,6 @@
 """The door that API Gateway is, with what gateway.authorization asks of its callers."""
 
 import os
-from collections.abc import Callable
-from typing import Any
 
 import boto3
 from botocore.auth import SigV4Auth
@@ -21,10 +19,9 @@ _DENIED = {
     "api-key": f"{API_KEY} is no key of this API's usage plan, or its quota is used up",
     "cognito": f"{TOKEN} is no valid token of a user of gateway.cognito_user_pool_arns; tokens end after an hour",
 }
-Connect = Callable[[Settings, str], Any]
 
 
-def gateway_door(settings: Settings, connect: Connect = aws.client) -> HttpDoor:
+def gateway_door(settings: Settings, connect: aws.Connect = aws.client) -> HttpDoor:
     """The deployed stage. Raises Refused where there is none, or where a key, a token or credentials are missing."""
     if settings.local is not None:
         raise Refused(

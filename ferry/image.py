@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from ferry.tools import run
 from infra.aws.image import PROCESSING_SUFFIX, image_tag, training_image_tag
 from infra.settings import ROOT, Settings
 
-Connect = Callable[[Settings, str], Any]
 ENGINES = ("docker", "podman")
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 # Developer Guide, "Host multiple models which use different containers behind one endpoint" and "Build your own container for
@@ -99,7 +98,7 @@ def push(
     report: Report,
     *,
     codebuild: bool = False,
-    connect: Connect = aws.client,
+    connect: aws.Connect = aws.client,
     pause: float = 5.0,
 ) -> str:
     """Bring every image of the environment into ECR and note the serving image's digest; returns it.

@@ -8,7 +8,6 @@ from botocore.exceptions import BotoCoreError
 from ferry import aws
 from ferry.console import Report
 from ferry.errors import FerryError, Refused
-from ferry.image import Connect
 from ferry.log_tail import LogTail
 from infra.aws.image import image_tag
 from infra.settings import ROOT, Settings
@@ -17,7 +16,9 @@ from infra.settings import ROOT, Settings
 TAG_VARIABLE = "IMAGE_TAG"
 
 
-def build_and_follow(settings: Settings, report: Report, *, connect: Connect = aws.client, pause: float = 5.0) -> None:
+def build_and_follow(
+    settings: Settings, report: Report, *, connect: aws.Connect = aws.client, pause: float = 5.0
+) -> None:
     """Start the project's build, or go on with the one that runs, and report its phases and its log until it has succeeded.
 
     Interrupted, the build goes on, and that is said. Raises Refused where the project is not deployed or has other sources

@@ -7,7 +7,7 @@ import datetime
 import json
 import math
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from ferry.errors import FerryError, Refused
 from ferry.files import write_atomically
 from infra.settings import Settings
 
-Connect = Callable[[Settings, str], Any]
 TABLE = Path(__file__).with_name("prices.toml")
 OLD_DAYS = 180
 YEARS = (1, 3)
@@ -92,7 +91,7 @@ def own_file(settings: Settings) -> Path:
     return settings.build_path / "prices.toml"
 
 
-def update(settings: Settings, report: Report, *, today: datetime.date, connect: Connect | None = None) -> Path:
+def update(settings: Settings, report: Report, *, today: datetime.date, connect: aws.Connect | None = None) -> Path:
     """Read the prices of the settings' instance types, their Savings Plans and calls of the gateway from AWS; returns the
     file they are now in.
 

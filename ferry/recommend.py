@@ -11,7 +11,7 @@ import math
 import secrets
 import tarfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,6 @@ from model_code.environment import SIGNATURE_FILE
 from model_code.inference.codecs import JSON
 from model_code.inference.contract import ModelDescription, parse_model_json
 
-Connect = Callable[[Settings, str], Any]
 PAYLOAD = "sample-payload.tar.gz"
 MAX_LOAD_TEST_SECONDS = 18_000  # RecommendationJobInputConfig.JobDurationInSeconds
 _UNDER_WAY = ("PENDING", "IN_PROGRESS", "STOPPING")
@@ -95,7 +94,7 @@ def start(
     *,
     load_test: LoadTest | None = None,
     role: str | None = None,
-    connect: Connect = aws.client,
+    connect: aws.Connect = aws.client,
 ) -> str:
     """Upload sample requests, start a job for the current release's model package, and return the job's name.
 
@@ -122,7 +121,7 @@ def start(
 
 
 def follow(
-    settings: Settings, job: str, report: Report, *, connect: Connect = aws.client, pause: float = 15.0
+    settings: Settings, job: str, report: Report, *, connect: aws.Connect = aws.client, pause: float = 15.0
 ) -> list[Recommendation]:
     """Report the steps of a job until it has ended; returns what it recommends, the cheapest inference first.
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,6 @@ from ferry.log_tail import LogTail
 from ferry.pipeline import deployed_definition, start_parameters, uploaded_data
 from infra.settings import Settings
 
-Connect = Callable[[Settings, str], Any]
 # Kind of a step's job in ListPipelineExecutionSteps -> log group; its streams begin with the job's name.
 _LOG_GROUPS = {
     "TrainingJob": "/aws/sagemaker/TrainingJobs",
@@ -35,7 +34,7 @@ def start(
     *,
     again: bool,
     report: Report,
-    connect: Connect = aws.client,
+    connect: aws.Connect = aws.client,
 ) -> str:
     """Start the deployed pipeline on the data that were uploaded last; returns the execution's ARN.
 
@@ -62,7 +61,7 @@ def start(
     return arn
 
 
-def newest_execution(settings: Settings, connect: Connect = aws.client) -> str:
+def newest_execution(settings: Settings, connect: aws.Connect = aws.client) -> str:
     """The ARN of the pipeline's newest execution, whoever started it. Raises Refused where there is none."""
     answer = connect(settings, "sagemaker").list_pipeline_executions(
         PipelineName=settings.pipeline, SortBy="CreationTime", SortOrder="Descending", MaxResults=1
@@ -73,7 +72,7 @@ def newest_execution(settings: Settings, connect: Connect = aws.client) -> str:
 
 
 def follow(
-    settings: Settings, arn: str, report: Report, *, connect: Connect = aws.client, pause: float = _PAUSE_SECONDS
+    settings: Settings, arn: str, report: Report, *, connect: aws.Connect = aws.client, pause: float = _PAUSE_SECONDS
 ) -> None:
     """Report what an execution does until it has succeeded; looks every `pause` seconds.
 

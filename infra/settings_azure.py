@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from infra.settings_table import Table
+from infra.settings_table import Email, Table
 
 Hosting = Literal["flex", "premium", "container"]
 Door = Literal["function-key", "entra", "anonymous", "internal"]
@@ -75,7 +75,6 @@ Suffix = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{3,6}$")]
 Uuid = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 Cidr = Annotated[str, AfterValidator(_network)]
 StorageCidr = Annotated[str, AfterValidator(_outside_network)]
-Email = Annotated[str, StringConstraints(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s.]+$", max_length=254)]
 # Microsoft.Resources: 1 to 90 letters, digits and -_.(), no dot at the end.
 ResourceGroupName = Annotated[str, StringConstraints(pattern=r"^[-A-Za-z0-9_.()]*[-A-Za-z0-9_()]$", max_length=90)]
 PinnedImage = Annotated[

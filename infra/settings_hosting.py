@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from infra.settings_table import Table
+from infra.settings_table import Email, Table
 
 # Beside the model that it serves, what an endpoint may hold at most (CreateModel, Containers).
 MAX_CONTAINERS = 15
@@ -43,7 +43,6 @@ InstanceType = Annotated[str, StringConstraints(pattern=r"^ml\.[a-z0-9-]+\.[a-z0
 PinnedImage = Annotated[
     str, StringConstraints(pattern=r"^[0-9]{12}\.dkr\.ecr\.[a-z0-9-]+\.[a-z0-9.]+/[a-z0-9._/-]+@sha256:[0-9a-f]{64}$")
 ]
-Email = Annotated[str, StringConstraints(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$", max_length=254)]
 Timeout = Annotated[int, Field(ge=60, le=3600)]
 Percent = Annotated[int, Field(ge=1, le=100)]
 Cooldown = Annotated[int, Field(ge=0, le=3600)]

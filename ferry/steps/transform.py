@@ -100,7 +100,7 @@ def _unpack_model(s3: Any, uri: str, paths: MlPaths) -> None:
 def _batch_variables(arguments: dict[str, Any]) -> dict[str, str]:
     """What SageMaker adds in a batch transform; the last three only where the request holds them."""
     given = {
-        "SAGEMAKER_MAX_PAYLOAD_IN_MB": arguments.get("MaxPayloadInMB"),
+        environment.MAX_PAYLOAD: arguments.get("MaxPayloadInMB"),
         "SAGEMAKER_BATCH_STRATEGY": {"MultiRecord": "MULTI_RECORD", "SingleRecord": "SINGLE_RECORD"}.get(
             arguments.get("BatchStrategy", "")
         ),
@@ -108,7 +108,7 @@ def _batch_variables(arguments: dict[str, Any]) -> dict[str, str]:
     }
     named = {name: str(value) for name, value in given.items() if value is not None}
     own: dict[str, str] = arguments.get("Environment", {})
-    return {"SAGEMAKER_BATCH": "true"} | named | own
+    return {environment.BATCH: "true"} | named | own
 
 
 @contextmanager
