@@ -5,6 +5,7 @@ everything that an inference model needs is listed, and all else is refused. Wha
 `ferry.model_probe` finds by running the model under limits; it also runs this check there, as parsing takes memory, too.
 """
 
+import reprlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from ferry.errors import FerryError
+from model_code.container.release_archive import SIZE_LIMITS
 from model_code.environment import MODEL_FILE
 
 # The exporter writes IR version 10 and opset 18. ONNX Runtime 1.31.1, which both clouds run, reads up to IR 13 and opset 26
@@ -20,8 +22,7 @@ from model_code.environment import MODEL_FILE
 IR_VERSIONS = range(7, 13 + 1)
 OPSETS = {"": range(13, 26 + 1), "ai.onnx.ml": range(1, 5 + 1)}
 
-# A Function App has 2 GiB of memory, and ONNX Runtime holds the file and its weights at the same time.
-MAX_MODEL_BYTES = 512 * 2**20
+MAX_MODEL_BYTES = SIZE_LIMITS[MODEL_FILE]
 # A ResNet-152 has about 500.
 MAX_NODES = 2_000
 
@@ -34,6 +35,8 @@ OPERATORS = frozenset(
     | {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"}
     # normalisation, and what is nothing at inference
     | {"BatchNormalization", "Dropout", "Identity", "LayerNormalization"}
+    # 8-bit integers, as the training job quantises
+    | {"DequantizeLinear", "QuantizeLinear"}
     # activations; Erf is a part of Gelu before opset 20
     | {"Clip", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "LogSoftmax", "PRelu", "Relu", "Selu"}
     | {"Sigmoid", "Softmax", "Softplus", "Tanh"}
@@ -60,7 +63,10 @@ _TENSOR_FIELDS = {
     *("dims", "data_type", "data_location"),
     *("raw_data", "float_data", "double_data", "int32_data", "int64_data"),
 }
-_TENSOR_TYPES = {TensorProto.BOOL, TensorProto.DOUBLE, TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64}
+_TENSOR_TYPES = {
+    *(TensorProto.BOOL, TensorProto.DOUBLE, TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64),
+    *(TensorProto.INT8, TensorProto.UINT8),
+}
 
 
 class ModelError(FerryError):
@@ -128,6 +134,9 @@ def _check_versions(model: ModelProto) -> None:
 def _check_graph(graph: GraphProto) -> None:
     if len(graph.input) != 1 or len(graph.output) != 1:
         raise _Refusal(f"{len(graph.input)} inputs and {len(graph.output)} outputs; a release has one of each")
+    # ONNX Runtime takes such an input for one with a default value: a request could leave it out.
+    if graph.input[0].name in {tensor.name for tensor in graph.initializer}:
+        raise _Refusal("its input is an initializer as well; export it without")
     if not 1 <= len(graph.node) <= MAX_NODES:
         raise _Refusal(f"{len(graph.node):,} nodes; allowed: 1 to {MAX_NODES:,}")
     for node in graph.node:
@@ -197,7 +206,7 @@ def _operator(node: NodeProto) -> str:
 
 
 def _name(node: NodeProto) -> str:
-    return f"node {node.name!r} ({_operator(node)})"
+    return f"node {reprlib.repr(node.name)} ({_operator(node)})"
 
 
 def _type_names() -> str:

@@ -19,8 +19,8 @@ from ferry import aws
 from ferry.archive import read_archive, write_archive
 from ferry.console import Report
 from ferry.errors import FerryError, Refused
-from ferry.files import write_atomically
 from ferry.model_probe import probe_model
+from ferry.release_folder import replace_files
 from ferry.script_mode import script_mode_archive
 from infra.aws.script_mode import script_mode_key
 from infra.release import (
@@ -29,7 +29,6 @@ from infra.release import (
     Gate,
     Release,
     ReleaseError,
-    StoredArchive,
     parse_release,
     read_release,
     release_id,
@@ -92,12 +91,19 @@ def lay_in_place(settings: Settings, release: Release, archive: bytes, report: R
     """Make a release the current one of this machine: what `cdk deploy` and `ferry package` take.
 
     With hosting.image = "pytorch-dlc" its script-mode archive is stored before that, where it is not there yet for the code
-    of today. The archive comes first: cut off in between, the two do not match, and that is told by their digests.
+    of today. Raises FerryError; then the current release is the one before, whole.
     """
     if settings.hosting.image == "pytorch-dlc":
         _store_script_mode(settings, release, archive, report)
-    write_atomically(settings.release_path.with_name(environment.ARCHIVE_FILE), archive)
-    write_atomically(settings.release_path, release.to_bytes())
+    folder = settings.release_path.parent
+    files = {settings.release_path.name: release.to_bytes(), environment.ARCHIVE_FILE: archive}
+    try:
+        replace_files(folder, release.release_id, files)
+    except OSError as error:
+        raise FerryError(
+            f"{error.filename or folder}: {error.strerror}; {release.release_id} is stored, but the current release of this "
+            "machine is the one before. Make room there, or let this user write there, and run the same command again"
+        ) from error
 
 
 def current_release(settings: Settings) -> tuple[Release, dict[str, bytes]]:
@@ -126,6 +132,32 @@ def verified_members(release: Release, archive: bytes, origin: str) -> dict[str,
     return members
 
 
+def stored_release(raw: bytes, bucket: str, key: str) -> Release:
+    """What the manifest under `key` says, which has to be about the archive beside it. Raises ReleaseError."""
+    origin = f"s3://{bucket}/{key}"
+    release = parse_release(raw, origin)
+    folder = origin.removesuffix(f"/{environment.RELEASE_FILE}")
+    for pointer, found, allowed in (
+        ("/release_id", release.release_id, folder.rpartition("/")[2]),
+        ("/archive/uri", release.archive.uri, f"{folder}/{environment.ARCHIVE_FILE}"),
+    ):
+        if found != allowed:
+            raise ReleaseError(f"{origin}: {pointer}: found {found!r}; allowed here: {allowed!r}")
+    return release
+
+
+def pinned_members(s3: Any, release: Release) -> tuple[bytes, dict[str, bytes]]:
+    """The archive that a release names, in the version that it names, and its members, every digest compared."""
+    uri = urlsplit(release.archive.uri)
+    named = f"{release.archive.uri}, version {release.archive.version_id}"
+    try:
+        answer = s3.get_object(Bucket=uri.netloc, Key=uri.path.lstrip("/"), VersionId=release.archive.version_id)
+        content: bytes = answer["Body"].read(release.archive.size + 1)
+    except (ClientError, BotoCoreError) as error:
+        raise FerryError(f"ARTIFACT_MISSING {named}: {error}; nothing was switched") from error
+    return content, verified_members(release, content, named)
+
+
 def _same(origin: str, expected: FileDigest, content: bytes) -> None:
     actual = _digest(content)
     if (actual.sha256, actual.size) != (expected.sha256, expected.size):
@@ -144,8 +176,7 @@ def _fetch(settings: Settings, artifact: str) -> bytes:
         uri = urlsplit(artifact)
         try:
             answer = aws.client(settings, "s3").get_object(Bucket=uri.netloc, Key=uri.path.lstrip("/"))
-            if answer["ContentLength"] > _MAX_ARTIFACT:
-                raise FerryError(f"{artifact}: {answer['ContentLength']} bytes; at most {_MAX_ARTIFACT}")
+            _expect_fits(artifact, answer["ContentLength"])
             content: bytes = answer["Body"].read()
         except (ClientError, BotoCoreError) as error:
             raise FerryError(f"ARTIFACT_MISSING {artifact}: {error}") from error
@@ -155,9 +186,13 @@ def _fetch(settings: Settings, artifact: str) -> bytes:
         raise Refused(
             f"ARTIFACT_MISSING {artifact}: no such file; give the model.tar.gz of a training job, or its s3:// URI"
         )
-    if path.stat().st_size > _MAX_ARTIFACT:
-        raise FerryError(f"{artifact}: {path.stat().st_size} bytes; at most {_MAX_ARTIFACT}")
+    _expect_fits(artifact, path.stat().st_size)
     return path.read_bytes()
+
+
+def _expect_fits(origin: str, size: int) -> None:
+    if size > _MAX_ARTIFACT:
+        raise FerryError(f"TOO_LARGE {origin}: {size:,} bytes; at most {_MAX_ARTIFACT:,}")
 
 
 def _verify(members: dict[str, bytes], origin: str) -> ModelDescription:
@@ -170,6 +205,11 @@ def _verify(members: dict[str, bytes], origin: str) -> ModelDescription:
             probe_model(Path(folder), origin)
     except ModelInvalid as error:
         raise FerryError(f"MODEL_INVALID {origin}: {error}") from error
+    except OSError as error:
+        place = error.filename or tempfile.gettempdir()
+        raise FerryError(
+            f"{place}: {error.strerror}; the model could not be tried there, so nothing was published"
+        ) from error
     return description
 
 
@@ -205,33 +245,14 @@ def _store(
         if settings.local is not None:
             # The emulator creates buckets from a template without its VersioningConfiguration.
             s3.put_bucket_versioning(Bucket=settings.artifact_bucket, VersioningConfiguration={"Status": "Enabled"})
-        version, archive = _put_once(
-            s3, settings.artifact_bucket, f"{prefix}/{environment.ARCHIVE_FILE}", write_archive(members)
-        )
+        ours = write_archive(members)
+        # What no manifest can say is refused before the archive stands for good; its version is not known yet.
+        _manifest(settings, members, ours, "unknown", gate, origin)
+        version, archive = _put_once(s3, settings.artifact_bucket, f"{prefix}/{environment.ARCHIVE_FILE}", ours)
         stored = read_archive(archive, f"s3://{settings.artifact_bucket}/{prefix}", exact=True)
         _same_release(prefix, members, stored)
         # An earlier job may have stored the archive: the manifest then describes that archive and that job's record.
-        standing = parse_model_json(stored[environment.SIGNATURE_FILE])
-        release = Release(
-            schema_version=2,
-            release_id=identifier,
-            model=standing.model,
-            dataset=standing.training.dataset,
-            archive=StoredArchive(
-                uri=f"s3://{settings.artifact_bucket}/{prefix}/{environment.ARCHIVE_FILE}",
-                version_id=version,
-                **_digest(archive).model_dump(),
-            ),
-            onnx=_digest(stored[environment.MODEL_FILE]),
-            model_json=_digest(stored[environment.SIGNATURE_FILE]),
-            metrics=dict(standing.metrics),
-            gate=gate,
-            pipeline_execution=origin.execution,
-            model_package=origin.model_package,
-            dataset_manifest_sha256=origin.dataset_manifest_sha256,
-            source_revision=standing.source_revision,
-            training_end_time=standing.training.ended_at,
-        )
+        release = _manifest(settings, stored, archive, version, gate, origin)
         _, manifest = _put_once(
             s3, settings.artifact_bucket, f"{prefix}/{environment.RELEASE_FILE}", release.to_bytes()
         )
@@ -240,9 +261,44 @@ def _store(
             f"s3://{settings.artifact_bucket}/{prefix}: {error}; nothing was switched, run it again"
         ) from error
     try:
-        return parse_release(manifest, f"s3://{settings.artifact_bucket}/{prefix}/{environment.RELEASE_FILE}"), archive
+        standing_release = stored_release(manifest, settings.artifact_bucket, f"{prefix}/{environment.RELEASE_FILE}")
     except ReleaseError as error:
         raise FerryError(str(error)) from error
+    if standing_release.archive != release.archive:
+        # Whatever lies under the archive's name now, the release is the version that its manifest pins.
+        archive, _ = pinned_members(s3, standing_release)
+    return standing_release, archive
+
+
+def _manifest(
+    settings: Settings, members: dict[str, bytes], archive: bytes, version: str, gate: Gate, origin: Origin
+) -> Release:
+    """The manifest of an archive and its `members`, as its readers will take it."""
+    description = parse_model_json(members[environment.SIGNATURE_FILE])
+    identifier = release_id(description.model, description.onnx.sha256)
+    uri = f"s3://{settings.artifact_bucket}/{RELEASES_PREFIX}/{identifier}/{environment.ARCHIVE_FILE}"
+    document = {
+        "schema_version": 2,
+        "release_id": identifier,
+        "model": description.model,
+        "dataset": description.training.dataset,
+        "archive": {"uri": uri, "version_id": version, **_digest(archive).model_dump()},
+        "onnx": _digest(members[environment.MODEL_FILE]).model_dump(),
+        "model_json": _digest(members[environment.SIGNATURE_FILE]).model_dump(),
+        "metrics": dict(description.metrics),
+        "gate": gate.model_dump(),
+        "pipeline_execution": origin.execution,
+        "model_package": origin.model_package,
+        "dataset_manifest_sha256": origin.dataset_manifest_sha256,
+        "source_revision": description.source_revision,
+        "training_end_time": description.training.ended_at,
+    }
+    try:
+        return parse_release((json.dumps(document, indent=2) + "\n").encode(), uri)
+    except ReleaseError as error:
+        raise FerryError(
+            f"MODEL_INVALID {error}; what {environment.SIGNATURE_FILE} says has to fit in a manifest"
+        ) from error
 
 
 def _store_script_mode(settings: Settings, release: Release, archive: bytes, report: Report) -> None:
@@ -282,6 +338,7 @@ def _put_once(s3: Any, bucket: str, key: str, content: bytes) -> tuple[str, byte
         if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (409, 412):
             raise
     standing = s3.get_object(Bucket=bucket, Key=key)
+    _expect_fits(f"s3://{bucket}/{key}", standing["ContentLength"])
     return _version(standing, bucket), standing["Body"].read()
 
 

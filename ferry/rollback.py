@@ -3,13 +3,12 @@
 import datetime
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from ferry import aws
 from ferry.console import Report
 from ferry.errors import Refused
-from ferry.release import lay_in_place, verified_members
-from infra.release import Release, ReleaseError, parse_release, read_release
+from ferry.release import lay_in_place, pinned_members, stored_release
+from infra.release import MAX_RELEASE_BYTES, Release, ReleaseError, read_release
 from infra.settings import RELEASES_PREFIX, Settings
 from model_code import environment
 
@@ -49,15 +48,14 @@ def rollback(settings: Settings, identifier: str | None, report: Report) -> Rele
     where a byte differs; then the current release is what it was.
     """
     release = _chosen(list_releases(settings, report), identifier)
-    uri = urlsplit(release.archive.uri)
-    answer = aws.client(settings, "s3").get_object(
-        Bucket=uri.netloc, Key=uri.path.lstrip("/"), VersionId=release.archive.version_id
-    )
-    content = answer["Body"].read()
-    verified_members(release, content, release.archive.uri)
+    content, _ = pinned_members(aws.client(settings, "s3"), release)
     report(f"verified  {release.release_id}: every digest")
     lay_in_place(settings, release, content, report)
     report(f"current   {settings.release_path}")
+    if identifier is None:
+        report(
+            f"again     `ferry rollback {release.release_id}`: without its id, the command goes one release further back"
+        )
     return release
 
 
@@ -91,4 +89,4 @@ def _current(settings: Settings) -> str | None:
 
 def _manifest(s3: Any, settings: Settings, key: str) -> Release:
     answer = s3.get_object(Bucket=settings.artifact_bucket, Key=key)
-    return parse_release(answer["Body"].read(), f"s3://{settings.artifact_bucket}/{key}")
+    return stored_release(answer["Body"].read(MAX_RELEASE_BYTES + 1), settings.artifact_bucket, key)

@@ -5,12 +5,16 @@ ONNX file. Unknown fields and unknown versions are refused: a reader that guesse
 """
 
 import json
+import reprlib
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 MAX_RELEASE_BYTES = 256 * 1024
+_MAX_COMPLAINTS = 10
 
 # Where an artifact was made: the ARN of the pipeline's execution, or this machine.
 EXECUTION = r"^(local|arn:aws[a-z-]*:sagemaker:.+)$"
@@ -37,14 +41,14 @@ class FileDigest(_Part):
     """Size in bytes and sha256 (64 lower-case hex digits) of one file."""
 
     sha256: Sha256
-    size: Annotated[int, Field(gt=0)]
+    size: Annotated[int, Field(gt=0, le=2**31)]
 
 
 class StoredArchive(FileDigest):
     """The digest-pinned model.tar.gz and the S3 object version that holds it."""
 
     uri: S3Uri
-    version_id: Annotated[str, Field(min_length=1, max_length=1024)]
+    version_id: Annotated[str, StringConstraints(pattern=r"^[!-~]{1,1024}$")]
 
 
 class Gate(_Part):
@@ -64,10 +68,10 @@ class Gate(_Part):
 class Release(_Part):
     """What release.json says. Every field is there; null where the artifact came from no registry or no known dataset."""
 
-    schema_version: Literal[2]
+    schema_version: Annotated[int, Field(ge=2, le=2)]  # a literal would take 2.0, too
     release_id: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*-[0-9a-f]{12}$")]
     model: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
-    dataset: Annotated[str, Field(min_length=1, max_length=64)]
+    dataset: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
     archive: StoredArchive
     onnx: FileDigest
     model_json: FileDigest
@@ -76,14 +80,15 @@ class Release(_Part):
     pipeline_execution: Annotated[str, StringConstraints(pattern=EXECUTION)]
     model_package: Annotated[str, StringConstraints(pattern=MODEL_PACKAGE)] | None
     dataset_manifest_sha256: Sha256 | None
-    source_revision: str
+    source_revision: Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,256}$")]
     training_end_time: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
 
     @model_validator(mode="after")
     def _content_addressed(self) -> Self:
         expected = release_id(self.model, self.onnx.sha256)
         if self.release_id != expected:
-            raise ValueError(f"release_id is {self.release_id!r}, but model and onnx.sha256 make it {expected!r}")
+            found, expected = reprlib.repr(self.release_id), reprlib.repr(expected)
+            raise ValueError(f"release_id is {found}, but model and onnx.sha256 make it {expected}")
         return self
 
     def to_bytes(self) -> bytes:
@@ -97,30 +102,60 @@ def release_id(model: str, onnx_sha256: str) -> str:
 
 
 def parse_release(raw: bytes, origin: str) -> Release:
-    """Check the bytes of a release.json; `origin` is named in errors. Raises ReleaseError."""
+    """Check the bytes of a release.json; `origin` is named in errors. Raises ReleaseError, with JSON pointers (RFC 6901)."""
     if len(raw) > MAX_RELEASE_BYTES:
-        raise ReleaseError(f"{origin}: {len(raw)} bytes; a release.json has at most {MAX_RELEASE_BYTES}")
+        raise ReleaseError(f"{origin}: /: more than the {MAX_RELEASE_BYTES} bytes that a release.json has at most")
     try:
-        document = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
+        document = json.loads(raw.decode("utf-8"), object_pairs_hook=_Object)
+        _refuse_duplicates(document, ())
         return Release.model_validate(document)
     except ValidationError as error:
-        problems = (f"{origin}: /{'/'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
-        raise ReleaseError("\n".join(problems)) from error
+        complaints = [f"{origin}: {_complaint(problem)}" for problem in error.errors()]
+        if len(complaints) > _MAX_COMPLAINTS:
+            complaints[_MAX_COMPLAINTS:] = [f"{origin}: /: and {len(complaints) - _MAX_COMPLAINTS} more"]
+        raise ReleaseError("\n".join(complaints)) from error
+    except ReleaseError as error:
+        raise ReleaseError(f"{origin}: {error}") from error
     except (ValueError, RecursionError) as error:
-        raise ReleaseError(f"{origin}: not a release.json: {error}") from error
+        raise ReleaseError(f"{origin}: /: not a release.json: {error}; make it with `ferry release`") from error
 
 
 def read_release(path: Path) -> Release:
     """Read and check one file. Raises ReleaseError, also where there is none."""
     try:
-        return parse_release(path.read_bytes(), str(path))
+        with path.open("rb") as file:
+            raw = file.read(MAX_RELEASE_BYTES + 1)
     except OSError as error:
         raise ReleaseError(f"{path}: cannot be read ({error.strerror}); make it with `ferry release`") from error
+    return parse_release(raw, str(path))
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    repeated = {key for key in keys if keys.count(key) > 1}
-    if repeated:
-        raise ValueError(f"duplicate key {sorted(repeated)[0]!r}")
-    return dict(pairs)
+class _Object(dict[str, Any]):
+    """A JSON object that knows which of its keys stood in it twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        repeated = (key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        self.repeated = next(repeated, None)
+
+
+def _refuse_duplicates(value: Any, place: tuple[str | int, ...]) -> None:
+    if isinstance(value, _Object):
+        if value.repeated is not None:
+            raise ReleaseError(f"{_pointer((*place, value.repeated))}: duplicate key {reprlib.repr(value.repeated)}")
+        for key, inner in value.items():
+            _refuse_duplicates(inner, (*place, key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _refuse_duplicates(inner, (*place, index))
+
+
+def _complaint(problem: Any) -> str:
+    found = "" if problem["type"] in ("missing", "value_error") else f"; found {reprlib.repr(problem['input'])}"
+    return f"{_pointer(problem['loc'])}: {problem['msg']}{found}"
+
+
+def _pointer(place: Iterable[str | int]) -> str:
+    """As in RFC 6901, but / for the whole document; a key that would break the line or fill the screen is cut."""
+    steps = (str(step).replace("~", "~0").replace("/", "~1") for step in place)
+    return "/" + "/".join(step if step.isprintable() and len(step) <= 60 else reprlib.repr(step) for step in steps)

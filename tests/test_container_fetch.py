@@ -206,7 +206,7 @@ def bad_archives(released: Released) -> dict[str, tuple[bytes, str]]:
         "no description",
     ],
 )
-def test_an_archive_that_is_no_release_leaves_the_folder_as_it_was(
+def test_m1_m7_m8_m10_m11_an_archive_that_is_no_release_leaves_the_folder_as_it_was(
     kind: str, released: Released, tmp_path: Path
 ) -> None:
     archive, message = bad_archives(released)[kind]
@@ -217,7 +217,7 @@ def test_an_archive_that_is_no_release_leaves_the_folder_as_it_was(
     assert files(tmp_path) == before
 
 
-def test_another_release_than_the_declared_one_is_refused(released: Released, tmp_path: Path) -> None:
+def test_m11_another_release_than_the_declared_one_is_refused(released: Released, tmp_path: Path) -> None:
     with (
         azure(Reply(200, released.archive)) as server,
         pytest.raises(FetchError, match=f"it is release {released.release_id}; FERRY_RELEASE_ID says mnist-0"),
@@ -231,7 +231,7 @@ def test_variables_that_are_missing_are_named(tmp_path: Path) -> None:
         fetch({RELEASE_ID: "mnist-000000000000"}, tmp_path)
 
 
-def test_a_folder_that_cannot_be_written_is_named(released: Released, tmp_path: Path) -> None:
+def test_m25_a_folder_that_cannot_be_written_is_named(released: Released, tmp_path: Path) -> None:
     (tmp_path / "model").write_text("a file")
     with azure(Reply(200, released.archive)) as server, pytest.raises(FetchError, match="cannot be written"):
         fetch(variables(server, released.release_id), tmp_path / "model")
@@ -244,9 +244,15 @@ def test_model_json_may_be_as_large_as_its_reader_takes() -> None:
 # The process
 
 
-def start(server: Server, base: Path, release_id: str, *command: str) -> subprocess.Popen[str]:
+def start(
+    server: Server, base: Path, release_id: str, *command: str, limit: int | None = None
+) -> subprocess.Popen[str]:
+    """`fetch` and its command; `limit` is the largest file that they may write, in KiB."""
     environment = container_variables(base, 0) | variables(server, release_id)
-    return subprocess.Popen([str(FETCH), *command], env=environment, cwd=base, stderr=subprocess.PIPE, text=True)
+    limited = ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "bash"] if limit else []
+    return subprocess.Popen(
+        [*limited, str(FETCH), *command], env=environment, cwd=base, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_it_becomes_the_command(released: Released, tmp_path: Path) -> None:
@@ -279,7 +285,7 @@ def test_what_went_wrong_is_one_line_and_exit_code_1(released: Released, tmp_pat
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_killed_in_the_middle_it_leaves_no_half_model_and_runs_again(
+def test_m25_killed_in_the_middle_it_leaves_no_half_model_and_runs_again(
     number: signal.Signals, released: Released, tmp_path: Path
 ) -> None:
     stalled = Reply(200, released.archive[:5000], {"Content-Length": str(len(released.archive))})
@@ -299,10 +305,28 @@ def test_killed_in_the_middle_it_leaves_no_half_model_and_runs_again(
     assert files(tmp_path / "model") == released.members
 
 
+def test_m25_a_disk_that_is_full_is_one_line_and_leaves_the_model_that_was_there(
+    released: Released, tmp_path: Path
+) -> None:
+    """No file may become larger than 8 KiB, which a process is told as it is told that a disk is full."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / MODEL_FILE).write_bytes(b"the model before")
+    with azure(Reply(200, released.archive)) as server:
+        process = start(server, tmp_path, released.release_id, "true", limit=8)
+        _, log = process.communicate(timeout=60)
+    (line,) = log.splitlines()
+    said = json.loads(line)
+    assert (process.returncode, said["level"]) == (1, "CRITICAL")
+    assert "File too large" in said["message"]
+    assert files(tmp_path / "model") == {MODEL_FILE: b"the model before"}
+
+
 def test_fetch_serve_answers_with_the_declared_release(released: Released, tmp_path: Path) -> None:
     with (
         azure(NO_ROLE_YET, Reply(200, released.archive)) as server,
-        container(tmp_path, command=(str(FETCH), str(SERVE)), **variables(server, released.release_id)) as serving,
+        container(
+            tmp_path, command=(str(FETCH), str(SERVE)), port=None, **variables(server, released.release_id)
+        ) as serving,
     ):
         reply = serving.ask("GET", "/ping")
     assert (reply.status, reply.headers["x-release-id"]) == (200, released.release_id)

@@ -1,5 +1,6 @@
 """What a release refuses about an ONNX model: by what it says, and, under limits, by what it does."""
 
+import ast
 import hashlib
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from ferry.release import make_release
 from infra.settings import ROOT, Settings
 from model_code.environment import MODEL_FILE, SIGNATURE_FILE
 from model_code.inference.contract import Golden, model_json_bytes
+from model_code.inference.errors import ModelInvalid
+from model_code.inference.predictor import Predictor
 from tests.emulated_training import emulated
 from tests.serving_models import CLASSES, INPUT, OUTPUT, describe, onnx_bytes, write_artifact, write_model
 
@@ -193,6 +196,31 @@ def attributes(op: str, **values: Any) -> bytes:
     return dense(helper.make_node(op, ["logits"], ["l"], **values), last="l")
 
 
+def retyped(of: str, kind: onnx.TypeProto) -> bytes:
+    """The good model whose input or output is of another kind."""
+    return edited(lambda model: getattr(model.graph, of)[0].type.CopyFrom(kind))
+
+
+def dimensions(*sizes: int) -> bytes:
+    """The good model whose weights claim to be that large."""
+
+    def claim(model: onnx.ModelProto) -> None:
+        weight = model.graph.initializer[0]
+        del weight.dims[:]
+        weight.dims.extend(sizes)
+
+    return edited(claim)
+
+
+TENSOR = helper.make_tensor_type_proto(TensorProto.FLOAT, [None, 784])
+OTHER_KINDS = {
+    "sequence": helper.make_sequence_type_proto(TENSOR),
+    "map": helper.make_map_type_proto(TensorProto.INT64, TENSOR),
+    "optional": helper.make_optional_type_proto(TENSOR),
+    "sparse": helper.make_sparse_tensor_type_proto(TensorProto.FLOAT, [None, 784]),
+    "nothing": onnx.TypeProto(),
+}
+
 REFUSED = [
     pytest.param(b"", "empty", id="M16-empty"),
     pytest.param(b"\x00\xffrandom bytes", "no ONNX model", id="M16-random"),
@@ -222,6 +250,45 @@ REFUSED = [
     pytest.param(relus(MAX_NODES), "2,003 nodes", id="M18-nodes"),
     pytest.param(edited(second_input), "2 inputs and 1 outputs", id="M18-inputs"),
     pytest.param(edited(lambda m: m.graph.output.append(m.graph.output[0])), "2 outputs", id="M18-outputs"),
+    *(
+        pytest.param(retyped(of, kind), "checker refuses", id=f"M18-{name}-{of}")
+        for name, kind in OTHER_KINDS.items()
+        for of in ("input", "output")
+    ),
+    *(
+        pytest.param(
+            edited(lambda m, op=op: setattr(m.graph.node[1], "op_type", op)),
+            "is not allowed",
+            id=f"M18-operator-{op!a}",
+        )
+        for op in ("Loop", "If", "Scan", "SequenceMap", "Optional", "RandomNormal", "StringSplit", "Resize", "Expand")
+    ),
+    *(
+        pytest.param(
+            edited(lambda m, op=op: setattr(m.graph.node[1], "op_type", op)), "is not allowed", id=f"M18-like-{op!a}"
+        )
+        for op in ("gemm", "Gemm ", "G\u0435mm", "Gemm\0", "")
+    ),
+    pytest.param(edited(lambda m: setattr(m, "ir_version", 2**63 - 1)), "IR version 9", id="M18-ir-largest"),
+    pytest.param(edited(lambda m: setattr(m.opset_import[0], "version", -1)), "opset -1", id="M18-opset-negative"),
+    pytest.param(edited(lambda m: setattr(m.graph.node[0], "overload", "x")), "holds overload", id="M18-overload"),
+    pytest.param(
+        edited(lambda m: setattr(m.graph.node[0].attribute[0], "ref_attr_name", "x")),
+        "ref_attr_name",
+        id="M18-reference",
+    ),
+    pytest.param(
+        edited(lambda m: m.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), INPUT.name))),
+        "an initializer as well",
+        id="M18-input-with-a-value",
+    ),
+    *(
+        pytest.param(dimensions(*sizes), "fill its shape|checker refuses", id=f"M19-weights-of-{name}")
+        for name, sizes in (
+            *(("a-tebibyte", (2**40,)), ("exabytes", (2**62, 2**62)), ("nothing-times-exabytes", (0, 2**62))),
+            *(("less-than-nothing", (-1, -1)), ("any-size", (-1,)), ("a-hundred-dimensions", (1,) * 100)),
+        )
+    ),
     pytest.param(memory_bomb(), "ConstantOfShape", id="M19-memory-bomb"),
     pytest.param(loop(), "Loop", id="M19-loop"),
     pytest.param(edited(lambda m: external(m.graph.initializer[0])), "external_data", id="M19-external"),
@@ -237,9 +304,36 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("raw", "reason"), REFUSED)
-def test_a_model_that_could_do_harm_is_refused_before_it_runs(raw: bytes, reason: str) -> None:
-    with pytest.raises(ModelError, match=rf"^MODEL_INVALID s3://b/k: model\.onnx: .*{reason}"):
+def test_m16_m18_m19_m20_a_model_that_could_do_harm_is_refused_before_it_runs(raw: bytes, reason: str) -> None:
+    with pytest.raises(ModelError, match=rf"^MODEL_INVALID s3://b/k: model\.onnx: .*({reason})"):
         check_model(raw, "s3://b/k")
+
+
+def test_m18_what_is_written_about_a_model_is_never_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notes may hold paths and megabytes; the check and ONNX Runtime open nothing that they name."""
+    (tmp_path / "secret").write_bytes(b"secret")
+    monkeypatch.chdir(tmp_path)
+
+    def annotate(model: onnx.ModelProto) -> None:
+        for key in ("location", "external_data", "ort_config", "secret"):
+            model.metadata_props.add(key=key, value=str(tmp_path / "secret"))
+        model.doc_string = "x" * 2**20
+        model.graph.node[0].name = "a\nb" * 1000
+
+    raw = edited(annotate)
+    check_model(raw, "a")
+    opened: list[str] = []
+    watching = True
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching and event == "open":
+            opened.append(str(arguments[0]))
+
+    sys.addaudithook(watch)
+    check_model(raw, "a")
+    Predictor.load(written(tmp_path, raw))
+    watching = False
+    assert not [path for path in opened if path.endswith("secret")]
 
 
 @pytest.mark.parametrize(
@@ -281,6 +375,48 @@ def product(size: int, rounds: int) -> bytes:
     return dense(*nodes, last="sum", column=vector[:, None], row=vector[None, :])
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        pytest.param(b"", id="M16-empty"),
+        pytest.param(GOOD[: len(GOOD) // 2], id="M16-half"),
+        pytest.param(GOOD[:-1], id="M16-one-byte-short"),
+        pytest.param(GOOD + b"\0garbage", id="M16-tail"),
+        pytest.param(b"\x80\x04cos\nsystem\n.", id="M21-pickle"),
+        pytest.param(edited(lambda m: setattr(m, "ir_version", 99)), id="M18-ir-99"),
+        pytest.param(edited(lambda m: setattr(m.opset_import[0], "version", 999)), id="M18-opset-999"),
+        pytest.param(edited(lambda m: setattr(m.graph.node[0], "domain", "evil")), id="M18-custom"),
+        pytest.param(edited(lambda m: external(m.graph.initializer[0])), id="M19-external"),
+        pytest.param(edited(nan_weight), id="M20-nan-weight"),
+        pytest.param(edited(second_input), id="M18-second-input"),
+        pytest.param(retyped("input", OTHER_KINDS["sequence"]), id="M18-sequence"),
+        pytest.param(dense(constant(np.float32(1)), last="logits"), id="M20-other-answers"),
+    ],
+)
+def test_m16_m18_m20_what_serves_refuses_such_a_model_even_where_its_digests_are_right(
+    tmp_path: Path, raw: bytes
+) -> None:
+    """The container, the Function and the Evaluate step load with this; a container then ends with 1, a Function answers 503."""
+    with pytest.raises(ModelInvalid):
+        Predictor.load(written(tmp_path, raw))
+
+
+def test_m21_nothing_that_serves_can_unpickle() -> None:
+    """No module of the serving image and of the Function's package imports pickle's family, and numpy may not use it."""
+    sources = [*(ROOT / "model_code" / "inference").glob("*.py"), *(ROOT / "model_code" / "container").glob("*.py")]
+    assert len(sources) > 15
+    for path in [*sources, ROOT / "function_app" / "function_app.py", ROOT / "model_code" / "environment.py"]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {"pickle", "marshal", "shelve", "joblib", "dill", "torch"} & {
+                name.split(".")[0] for name in names
+            }, path
+            assert not (
+                isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False"
+            ), path
+
+
 def test_a_good_model_passes_its_trial(tmp_path: Path) -> None:
     write_model(tmp_path)
     probe_model(tmp_path, "a")
@@ -299,7 +435,7 @@ LIMITED = [
 
 
 @pytest.mark.parametrize(("raw", "limits", "reason"), LIMITED)
-def test_what_the_operators_alone_do_not_show_ends_at_a_limit(
+def test_m19_what_the_operators_alone_do_not_show_ends_at_a_limit(
     tmp_path: Path, raw: bytes, limits: Limits, reason: str
 ) -> None:
     check_model(raw, "a")
@@ -310,14 +446,14 @@ def test_what_the_operators_alone_do_not_show_ends_at_a_limit(
 
 
 @pytest.mark.parametrize("empty_nodes", [pytest.param(10_000_000, id="M19-parses-to-a-gigabyte")])
-def test_a_file_that_only_grows_while_it_is_parsed_ends_at_a_limit(tmp_path: Path, empty_nodes: int) -> None:
+def test_m19_a_file_that_only_grows_while_it_is_parsed_ends_at_a_limit(tmp_path: Path, empty_nodes: int) -> None:
     nodes = b"\x0a\x00" * empty_nodes
     length = bytes((len(nodes) >> shift & 127) | (128 if shift < 28 else 0) for shift in range(0, 35, 7))
     with pytest.raises(FerryError, match=r"^MODEL_INVALID a: .*(alloc failed|needs more than)"):
         probe_model(written(tmp_path, b"\x08\x0a\x3a" + length + nodes), "a", Limits(memory=2**29))
 
 
-def test_other_answers_than_the_golden_ones_are_refused(tmp_path: Path) -> None:
+def test_m20_other_answers_than_the_golden_ones_are_refused(tmp_path: Path) -> None:
     constant_output = dense(helper.make_node("Mul", ["logits", "zero"], ["same"]), last="same", zero=np.float32(0))
     with pytest.raises(FerryError, match=r"MODEL_INVALID a: .*golden inputs get other labels"):
         probe_model(written(tmp_path, constant_output), "a")
@@ -353,7 +489,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
         pytest.param(product(60_000, 0), id="M19-allocates-14-GiB"),
     ],
 )
-def test_nothing_of_a_refused_model_is_published(settings: Settings, tmp_path: Path, raw: bytes) -> None:
+def test_m19_m20_nothing_of_a_refused_model_is_published(settings: Settings, tmp_path: Path, raw: bytes) -> None:
     good = tmp_path / "good.tar.gz"
     write_artifact(good)
     release = make_release(settings, str(good), lambda _: None)

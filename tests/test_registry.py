@@ -213,7 +213,7 @@ def test_releases_are_listed_newest_first_with_the_current_one_marked(account: A
     assert [line.split()[0] for line in printed] == ["release", second.release_id, first.release_id]
 
 
-def test_a_rollback_takes_the_bytes_that_were_released_whatever_lies_there_now(
+def test_m12_a_rollback_takes_the_bytes_that_were_released_whatever_lies_there_now(
     account: Account, tmp_path: Path
 ) -> None:
     first, _ = released(account, tmp_path, 0, day=1), released(account, tmp_path, 1, day=2)
@@ -223,7 +223,7 @@ def test_a_rollback_takes_the_bytes_that_were_released_whatever_lies_there_now(
     current_release(account.settings)
 
 
-def test_a_stored_manifest_that_lies_about_its_archive_changes_nothing(account: Account, tmp_path: Path) -> None:
+def test_m11_a_stored_manifest_that_lies_about_its_archive_changes_nothing(account: Account, tmp_path: Path) -> None:
     first, second = released(account, tmp_path, 0, day=1), released(account, tmp_path, 1, day=2)
     lie = first.model_copy(update={"archive": first.archive.model_copy(update={"sha256": "0" * 64})})
     account.client("s3").put_object(
@@ -236,7 +236,7 @@ def test_a_stored_manifest_that_lies_about_its_archive_changes_nothing(account: 
     assert current_release(account.settings)[0] == second
 
 
-def test_a_manifest_that_cannot_be_read_does_not_hide_the_others(account: Account, tmp_path: Path) -> None:
+def test_m13_a_manifest_that_cannot_be_read_does_not_hide_the_others(account: Account, tmp_path: Path) -> None:
     first = released(account, tmp_path, 0, day=1)
     account.client("s3").put_object(
         Bucket=account.settings.artifact_bucket, Key="releases/mnist-000000000000/release.json", Body=b"{}"

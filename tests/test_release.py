@@ -95,7 +95,7 @@ def test_an_artifact_in_s3_makes_the_same_release_as_its_file(settings: Settings
     assert make_release(settings, path, silent) == from_s3
 
 
-def test_what_a_job_leaves_beside_the_model_does_not_reach_the_release(settings: Settings, tmp_path: Path) -> None:
+def test_m8_what_a_job_leaves_beside_the_model_does_not_reach_the_release(settings: Settings, tmp_path: Path) -> None:
     path, _ = artifact(tmp_path / "model.tar.gz", **{"code/inference.py": b"raise SystemExit", "model.pt": b"\x80"})
     make_release(settings, path, silent)
     _, members = current_release(settings)
@@ -109,7 +109,7 @@ def test_a_later_job_with_the_same_onnx_gets_the_standing_release(settings: Sett
     assert make_release(settings, changed(Path(path), training=training), silent) == first
 
 
-def test_the_same_onnx_with_another_meaning_is_a_conflict(settings: Settings, tmp_path: Path) -> None:
+def test_m23_the_same_onnx_with_another_meaning_is_a_conflict(settings: Settings, tmp_path: Path) -> None:
     path, description = artifact(tmp_path / "model.tar.gz")
     first = make_release(settings, path, silent)
     signature = json.loads(model_json_bytes(description))["signature"]
@@ -129,7 +129,9 @@ def test_a_kill_between_archive_and_manifest_is_mended_by_the_same_command(setti
     assert make_release(settings, path, silent) == release
 
 
-def test_a_model_below_its_gate_is_not_published_and_the_last_release_stays(settings: Settings, tmp_path: Path) -> None:
+def test_m20_a_model_below_its_gate_is_not_published_and_the_last_release_stays(
+    settings: Settings, tmp_path: Path
+) -> None:
     good, description = artifact(tmp_path / "good.tar.gz")
     release = make_release(settings, good, silent)
     before = stored(settings)
@@ -141,7 +143,7 @@ def test_a_model_below_its_gate_is_not_published_and_the_last_release_stays(sett
 
 
 @pytest.mark.parametrize("damage", ["swapped", "flipped", "no onnx"])
-def test_a_lying_artifact_is_refused_and_the_last_release_stays(
+def test_m11_m16_a_lying_artifact_is_refused_and_the_last_release_stays(
     settings: Settings, tmp_path: Path, damage: str
 ) -> None:
     good, _ = artifact(tmp_path / "good.tar.gz")
@@ -187,7 +189,7 @@ def test_an_artifact_that_is_not_there_says_so(settings: Settings, tmp_path: Pat
         make_release(settings, f"s3://{settings.artifact_bucket}/none.tar.gz", silent)
 
 
-def test_a_release_whose_files_were_changed_is_not_used(settings: Settings, tmp_path: Path) -> None:
+def test_m11_a_release_whose_files_were_changed_is_not_used(settings: Settings, tmp_path: Path) -> None:
     path, _ = artifact(tmp_path / "model.tar.gz")
     make_release(settings, path, silent)
     archive = settings.release_path.with_name("model.tar.gz")
@@ -196,7 +198,7 @@ def test_a_release_whose_files_were_changed_is_not_used(settings: Settings, tmp_
         current_release(settings)
 
 
-def test_a_manifest_is_read_strictly(settings: Settings, tmp_path: Path) -> None:
+def test_m13_m14_a_manifest_is_read_strictly(settings: Settings, tmp_path: Path) -> None:
     path, _ = artifact(tmp_path / "model.tar.gz")
     make_release(settings, path, silent)
     good = json.loads(settings.release_path.read_bytes())

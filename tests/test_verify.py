@@ -118,7 +118,9 @@ def test_without_waiting_the_door_is_asked_at_once(release: Release, predictor: 
     assert "HTTP 503" in report.problems[0]
 
 
-def test_another_release_other_labels_and_other_numbers_are_each_named(release: Release, predictor: Predictor) -> None:
+def test_m24_another_release_other_labels_and_other_numbers_are_each_named(
+    release: Release, predictor: Predictor
+) -> None:
     document = json.loads(classified(predictor).body)
     document["digits"][0] = (document["digits"][0] + 1) % 10
     document["probabilities"][0][0] += 0.5

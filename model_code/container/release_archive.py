@@ -15,16 +15,22 @@ from pathlib import Path
 
 from model_code import environment
 
-# model.json: what its reader takes (inference/contract.py); model.onnx: what an archive of a release may hold.
-SIZE_LIMITS = {environment.SIGNATURE_FILE: 8 * 1024 * 1024, environment.MODEL_FILE: 2**31 - 1}
+# model.json: what its reader takes (inference/contract.py); model.onnx: a Function App has 2 GiB of memory, and ONNX Runtime
+# holds the file and its weights at the same time.
+SIZE_LIMITS = {environment.SIGNATURE_FILE: 8 * 1024 * 1024, environment.MODEL_FILE: 512 * 1024 * 1024}
 _PART = ".part"
 _CHUNK = 1024 * 1024
+_END = bytes(tarfile.BLOCKSIZE)
 # After its last member a tar holds zeros, up to a full record of 20 blocks, and two empty blocks before that.
 _MAX_PADDING = 20 * tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE
 
 
 class ArchiveInvalid(ValueError):
-    """The archive is damaged, holds something else than a release, or another release than the expected one."""
+    """The archive is damaged, unsafe, incomplete, or of another release; `code` says which in one word."""
+
+    def __init__(self, message: str, code: str = "ARCHIVE_INVALID") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def lay_down(archive: Path, folder: Path, release_id: str) -> None:
@@ -67,7 +73,7 @@ def _unpack(archive: Path, parts: dict[str, Path]) -> dict[str, str]:
 def _next_member(unpacked: gzip.GzipFile) -> tarfile.TarInfo | None:
     """The next header, or None at the end. Raises ArchiveInvalid for everything that a release does not hold."""
     block = unpacked.read(tarfile.BLOCKSIZE)
-    if not any(block):
+    if block == _END:
         return None
     member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     if member.name not in SIZE_LIMITS:

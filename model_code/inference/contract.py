@@ -5,7 +5,6 @@ guesses would serve a model that nobody described: an unknown, missing or duplic
 """
 
 import base64
-import binascii
 import json
 import math
 import re
@@ -95,7 +94,7 @@ class Preprocessing:
 
 @dataclass(frozen=True, eq=False)  # arrays have no truth value: compare descriptions by their bytes
 class Golden:
-    """A few inputs (n, ...) and the raw outputs (n, classes) that the training framework gave for them."""
+    """A few inputs (n, ...) and the raw outputs (n, classes) for them: the training framework's, or a quantised file's own."""
 
     inputs: NDArray[np.float32]
     outputs: NDArray[np.float32]
@@ -355,7 +354,7 @@ def _tensor(node: _Node, spec: TensorSpec) -> NDArray[np.float32]:
     expected = 4 * math.prod(shape)
     try:
         raw = base64.b64decode(fields["data"].text(), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # binascii.Error is one, and text that is not ASCII another
         raise fields["data"].fail("base64") from error
     if len(raw) != expected:
         raise fields["data"].fail(f"{expected} bytes in base64, what the shape needs (here {len(raw)})")
