@@ -346,6 +346,11 @@ class HostingSettings(Table):
     download_timeout_seconds: Timeout | None = Field(
         default=None, description="Time for the download of the model data; SageMaker's default without it."
     )
+    dynamic_batch: Annotated[int, Field(ge=1, le=64)] | None = Field(
+        default=None,
+        description="Instances of several waiting requests that one inference of our image takes, where that changes no bit of "
+        "an answer; 1 answers each request alone. Without it the container's own default.",
+    )
     containers: list[ContainerSettings] = Field(
         default_factory=list,
         max_length=MAX_CONTAINERS,
@@ -424,6 +429,16 @@ class HostingSettings(Table):
                 self.image == "pytorch-dlc" and self.image_digest is not None,
                 "image", "image_digest",
                 "the digest is that of our own image; AWS's has a tag",
+            ),
+            (
+                self.dynamic_batch is not None and self.layout == "multi-model",
+                "layout", "dynamic_batch",
+                "a multi-model container answers each request alone: neighbours ask for different models",
+            ),
+            (
+                self.dynamic_batch is not None and self.image == "pytorch-dlc",
+                "image", "dynamic_batch",
+                "it is our container that joins requests; AWS's answers each alone",
             ),
             (
                 self.layout == "multi-model" and bool(_GPU.match(self.instance_type)),
@@ -588,7 +603,9 @@ class GatewaySettings(Table):
         "Cognito user pools.",
     )
     cognito_user_pool_arns: list[
-        Annotated[str, StringConstraints(pattern=r"^arn:aws[a-z-]*:cognito-idp:[a-z0-9-]+:[0-9]{12}:userpool/[\w-]+$")]
+        Annotated[
+            str, StringConstraints(pattern=r"^arn:aws[a-z-]*:cognito-idp:[a-z0-9-]+:[0-9]{12}:userpool/[A-Za-z0-9_-]+$")
+        ]
     ] = Field(default_factory=list, max_length=10, description="With authorization = cognito: whose users may call.")
     rate_limit: Annotated[int, Field(ge=1, le=10000)] = Field(default=50, description="Requests per second, steady.")
     burst_limit: Annotated[int, Field(ge=1, le=5000)] = Field(default=100, description="Requests at once.")

@@ -34,6 +34,11 @@ MODEL_DIR = "FERRY_MODEL_DIR"
 BIND_TO_PORT = "SAGEMAKER_BIND_TO_PORT"
 BIND_ADDRESS = "FERRY_BIND_ADDRESS"
 DEFAULT_PORT = 8080
+# Instances of several waiting requests that one inference takes; 1 answers each request alone. Beyond 16 there is little to
+# gain: weights that one image waits for are then read once for sixteen.
+DYNAMIC_BATCH = "FERRY_DYNAMIC_BATCH"
+DEFAULT_DYNAMIC_BATCH = 16
+MAX_DYNAMIC_BATCH = 64
 # Longest time from a request to its answer, seconds: for asynchronous endpoints, where nobody waits on a connection.
 DEADLINE = "FERRY_DEADLINE_SECONDS"
 
@@ -62,6 +67,9 @@ IDENTITY_HEADER = "IDENTITY_HEADER"
 MODEL_NAME = "FERRY_MODEL"
 DATASET = "FERRY_DATASET"
 SOURCE_REVISION = "FERRY_SOURCE_REVISION"
+# What the job does to the model that it has trained: one of QUANTIZATIONS.
+QUANTIZE = "FERRY_QUANTIZE"
+QUANTIZATIONS = ("none", "int8")
 BASE_DIR = "SAGEMAKER_BASE_DIR"
 SM_HPS = "SM_HPS"
 SM_MODEL_DIR = "SM_MODEL_DIR"
@@ -130,7 +138,8 @@ class MlPaths:
 
     @property
     def test_outputs(self) -> Path:
-        """What the trained network itself said on the testing channel: float32 (n, classes), beside the artifact in S3."""
+        """What the trained network itself, or its quantised file, said on the testing channel: float32 (n, classes), beside the
+        artifact in S3."""
         return self.output / "data" / "test_outputs.npy"
 
     @property

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import model_code  # noqa: F401  (it sets a variable, once)
+
 # Set before anything imports boto3: a test that forgets its endpoint must fail, not reach somebody's account. The kit of the
 # Azure stack is chosen for the whole run (`make test-cdktn`).
 for _name in [name for name in os.environ if name.startswith(("AWS_", "FERRY_", "SM_", "SAGEMAKER_", "ARM_"))]:

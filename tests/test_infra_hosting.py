@@ -128,6 +128,13 @@ def test_a_serverless_endpoint_has_memory_and_concurrency_and_no_instance(varian
     assert container["Environment"] == pins(RELEASE) | {environment.WORKERS: "1"}
 
 
+def test_the_container_is_told_how_many_instances_to_join_where_the_settings_say_so(tmp_path: Path) -> None:
+    template = template_of(tmp_path, hosting_settings(mode="async", dynamic_batch=1))
+    variables = one(template, "AWS::SageMaker::Model")["PrimaryContainer"]["Environment"]
+    assert variables[environment.DYNAMIC_BATCH] == "1"
+    assert environment.DEADLINE in variables
+
+
 def test_an_async_endpoint_answers_into_the_bucket_and_tells_two_topics(variant: Variant) -> None:
     template = variant("async-single")
     config = configuration(template)["AsyncInferenceConfig"]

@@ -109,6 +109,8 @@ def test_one_wrong_value_is_refused_with_its_key_and_what_is_allowed(
         ("mode = 'batch'\nlayout = 'multi-model'", "", "mode is 'batch'", "layout is 'multi-model'", "no TargetModel"),
         ("mode = 'batch'\nlayout = 'multi-container'", TWO, "mode is 'batch'", "layout is", "TargetContainerHostname"),
         ("layout = 'multi-model'\nimage = 'pytorch-dlc'", "", "image is 'pytorch-dlc'", "layout is", "image = 'own'"),
+        ("layout = 'multi-model'\ndynamic_batch = 1", "", "layout is 'multi-model'", "dynamic_batch is 1", "each request alone"),
+        ("image = 'pytorch-dlc'\ndynamic_batch = 1", "", "image is 'pytorch-dlc'", "dynamic_batch is 1", "our container"),
         ("layout = 'multi-model'\ninstance_type = 'ml.g4dn.xlarge'", "", "layout is", "instance_type is", "CPU"),
         ("instance_type = 'ml.c7g.large'", "", "image is 'own'", "instance_type is 'ml.c7g.large'", "linux/amd64"),
         ("image = 'pytorch-dlc'\ninstance_type = 'ml.g5.xlarge'", "", "image is", "instance_type is", "idle"),
@@ -154,7 +156,7 @@ def test_one_wrong_value_is_refused_with_its_key_and_what_is_allowed(
         ("mode = 'async'", SHADOW, "mode is 'async'", "shadow is set", "realtime"),
         ("layout = 'multi-model'", SHADOW, "layout is 'multi-model'", "shadow is set", "single"),
         ("", f"{SHADOW}instance_type = 'ml.inf1.xlarge'", "instance_type is", "shadow is set", "Inferentia 1"),
-        ("", f"{SHADOW}instance_type = 'ml.m7g.large'", "image is 'own'", "shadow.instance_type is", "linux/amd64"),
+        ("", f"{SHADOW}instance_type = 'ml.m6g.large'", "image is 'own'", "shadow.instance_type is", "linux/amd64"),
     ],
 )  # fmt: skip
 def test_two_keys_that_cannot_go_together_are_refused_by_both_names_and_the_rule(

@@ -89,11 +89,14 @@ class Containers:
         Nobody waits on a connection for an asynchronous answer, so it may take as long as the settings allow.
         """
         hosting = self._settings.hosting
+        variables = {}
+        if hosting.dynamic_batch is not None:
+            variables[environment.DYNAMIC_BATCH] = str(hosting.dynamic_batch)
         if hosting.mode == "serverless":
-            return {environment.WORKERS: "1"}
+            variables[environment.WORKERS] = "1"
         if hosting.mode == "async":
-            return {environment.DEADLINE: str(hosting.async_inference.invocation_timeout_seconds)}
-        return {}
+            variables[environment.DEADLINE] = str(hosting.async_inference.invocation_timeout_seconds)
+        return variables
 
     def _script_mode(self, release: Release) -> Container:
         """AWS's image runs code/inference.py of the archive that `ferry release` made for it beside the release."""

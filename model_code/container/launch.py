@@ -5,6 +5,8 @@ wrong. SageMaker stops a container with SIGTERM and kills it 30 seconds later (D
 with Hosting Services"): the server stops listening at once and answers what it has accepted.
 """
 
+import ctypes
+import gc
 import json
 import logging
 import logging.config
@@ -18,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from granian import Granian
-from granian.constants import HTTPModes, Interfaces
+from granian.constants import HTTPModes, Interfaces, Loops
 from granian.http import HTTP1Settings
 
 from model_code import environment
+from model_code.container import memory
 from model_code.container.loaded_models import LoadedModels
 from model_code.container.multi_model import MultiModelApplication
 from model_code.container.server import Application
@@ -30,13 +33,13 @@ from model_code.container.worker import Worker
 from model_code.inference.contract import ModelDescription
 from model_code.inference.errors import ModelInvalid, ResourcesExhausted
 from model_code.inference.predictor import Predictor, load_description
-from model_code.inference.respond import preprocess, respond
 
 # Connections one worker takes at a time, idle ones included: past this, not even /ping is accepted.
 MAX_CONNECTIONS = 2048
 # A connection without a complete request line and headers is closed, and what is open at SIGTERM is killed, after this time.
 HEADER_SECONDS = 20
 DRAIN_SECONDS = 25
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +83,10 @@ def main() -> int:
     except (ModelInvalid, ResourcesExhausted) as error:
         _log.critical("the model cannot be served: %s: %s", error.code, error)
         return 1
+    # What the check took would be kept, and what every worker inherits be copied at its first collection.
+    gc.collect()
+    gc.freeze()
+    memory.give_back()
     processes = 1 if settings.multi_model else settings.workers
     _log.info("serving %s on %s:%d with %d workers", what, settings.address, settings.port, settings.workers)
     server = Granian(
@@ -87,6 +94,7 @@ def main() -> int:
         address=settings.address,
         port=settings.port,
         interface=Interfaces.ASGI,
+        loop=Loops.uvloop,
         workers=processes,
         http=HTTPModes.http1,
         http1_settings=HTTP1Settings(header_read_timeout=HEADER_SECONDS * 1000),
@@ -96,7 +104,7 @@ def main() -> int:
         workers_kill_timeout=DRAIN_SECONDS,
         log_dictconfig=LOGGING,
     )
-    _let_sigterm_end_new_workers()
+    _prepare_new_workers()
     with tempfile.TemporaryDirectory(prefix="ferry-serve-") as folder:
         server.serve(target_loader=partial(application, settings, Path(folder)), wrap_loader=False)
     return 0
@@ -108,9 +116,8 @@ def application(settings: ServeSettings, folder: Path) -> Worker:
         models = environment.MlPaths.from_environment().models
         loaded = LoadedModels(models, settings.model_bytes, folder / "models.json")
         return MultiModelApplication(loaded, threads=settings.workers, limits=settings.limits)
-    if settings.stage == "preprocess":
-        return Application(_describe, preprocess, workers=settings.workers, limits=settings.limits)
-    return Application(_predictor, respond, workers=settings.workers, limits=settings.limits)
+    load = _describe if settings.stage == "preprocess" else _predictor
+    return Application(load, workers=settings.workers, dynamic_batch=settings.dynamic_batch, limits=settings.limits)
 
 
 def _check_model(settings: ServeSettings) -> str:
@@ -140,12 +147,22 @@ def _pins() -> tuple[str | None, str | None]:
     return os.environ.get(environment.RELEASE_ID), os.environ.get(environment.MODEL_JSON_SHA256)
 
 
-def _let_sigterm_end_new_workers() -> None:
-    """A worker inherits a handler that is meant for its parent: until it has its own, SIGTERM would be lost on it, and the
-    server would wait DRAIN_SECONDS for it. Held back while it is forked, the signal meets the default, which ends it."""
-    sigterm = {signal.SIGTERM}
+def _prepare_new_workers() -> None:
+    """Two things that a worker needs before it has handlers of its own.
+
+    It inherits a handler that is meant for its parent: until it has its own, SIGTERM would be lost on it, and the server would
+    wait DRAIN_SECONDS for it. Held back while it is forked, the signal meets the default, which ends it.
+
+    And it dies with its parent (PR_SET_PDEATHSIG in prctl(2)), as everything in a container dies with its first process:
+    workers without one would keep the port and serve for ever. The parent's main thread forks them, and ends last.
+    """
+    sigterm, parent = {signal.SIGTERM}, os.getpid()
+    prctl = ctypes.CDLL(None).prctl
 
     def begin() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before it could be watched
+            os._exit(1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, sigterm)
 

@@ -19,7 +19,7 @@ from model_code.container.worker import READ_SECONDS, Scope, Worker, check_metho
 from model_code.inference import errors
 from model_code.inference.codecs import JSON
 from model_code.inference.contract import DEFAULT_LIMITS, Limits, Response
-from model_code.inference.respond import respond
+from model_code.inference.respond import respond_together
 
 _MAX_ORDER_BYTES = 64 * 1024
 _PATHS = "/ping, /models, /models/{model_name} and /models/{model_name}/invoke"
@@ -72,7 +72,7 @@ class MultiModelApplication(Worker):
 
     async def _load(self, scope: Scope, receive: Receive) -> Response:
         announced = header(scope, "content-length")
-        name, url = _order(await read_body(receive, announced, self._read_seconds, _MAX_ORDER_BYTES))
+        name, url = _order(await read_body(receive, announced, self._read_seconds, _MAX_ORDER_BYTES, self._room))
         return _json(_document(await self._to_the_end(self._models.load(name, url))))
 
     async def _get_or_unload(self, scope: Scope, name: str) -> Response:
@@ -84,7 +84,7 @@ class MultiModelApplication(Worker):
         self._models.find(name)
         request = await self._read(scope, receive, request_id)
         with self._models.use(name) as predictor:
-            return await self._infer(partial(respond, predictor, limits=self._limits), request)
+            return await self._infer(partial(respond_together, predictor, instances=1, limits=self._limits), request)
 
     async def _to_the_end(self, change: Awaitable[T]) -> T:
         """Also when SageMaker hangs up, which it does after 60 seconds and asks again: nothing stays half loaded."""

@@ -1,51 +1,62 @@
-"""The container with one model, or with the preprocessing of one: GET /ping, POST /invocations, GET /execution-parameters."""
+"""The container with one model, or with the preprocessing of one: GET /ping, POST /invocations, GET /execution-parameters.
+
+GET /openapi.json tells what these take and answer with this model.
+"""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
 
 from model_code.container.body import Receive
+from model_code.container.inferences import Respond
 from model_code.container.worker import READ_SECONDS, Scope, Worker, check_method
 from model_code.inference import errors
 from model_code.inference.codecs import JSON
-from model_code.inference.contract import DEFAULT_LIMITS, RELEASE_ID_HEADER, Limits, Response
+from model_code.inference.contract import DEFAULT_LIMITS, RELEASE_ID_HEADER, Limits, ModelDescription, Request, Response
+from model_code.inference.openapi import CONTAINER, openapi_document
+from model_code.inference.predictor import Predictor
+from model_code.inference.respond import preprocess, respond_together
 
-METHODS = {"/ping": "GET", "/invocations": "POST", "/execution-parameters": "GET"}
+METHODS = {"/ping": "GET", "/invocations": "POST", "/execution-parameters": "GET", "/openapi.json": "GET"}
 # CreateTransformJob: MaxConcurrentTransforms times MaxPayloadInMB.
 _MAX_BATCH_MEGABYTES = 100
 
 
-class Released(Protocol):
-    """What is served: a predictor, or the description of a model."""
-
-    @property
-    def release_id(self) -> str: ...
+# What is served: a predictor, or the description of a model, whose preprocessing it is then.
+Released = Predictor | ModelDescription
 
 
 class Application(Worker):
-    """One worker. `load` runs before it listens; `respond`, the core's or its `preprocess`, answers with what that gave.
+    """One worker. `load` runs before it listens, and what it gives decides what is answered.
 
-    One thread infers: there are as many workers as CPUs. `workers` is their number, which a batch transform asks for.
+    One thread infers: there are as many workers as CPUs. `workers` is their number, which a batch transform asks for. One
+    inference takes up to `dynamic_batch` instances of requests that wait, where that changes no bit of an answer.
     """
 
     def __init__(
         self,
         load: Callable[[], Released],
-        respond: Callable[..., Response],
         *,
         workers: int = 1,
+        dynamic_batch: int = 1,
         limits: Limits = DEFAULT_LIMITS,
         read_seconds: float = READ_SECONDS,
     ) -> None:
         super().__init__(threads=1, limits=limits, read_seconds=read_seconds)
         self._load = load
-        self._respond = partial(respond, limits=limits)
         self._workers = workers
+        self._dynamic_batch = dynamic_batch
         self._model: Released | None = None
+        self._respond: Respond = partial(respond_together, None, instances=1)
+        self._together = 1
 
     async def _open(self) -> None:
-        self._model = self._load()
+        self._model = model = self._load()
+        if isinstance(model, ModelDescription):
+            self._respond = partial(_preprocess_each, model, self._limits)
+            return
+        self._together = self._dynamic_batch if model.joins(self._dynamic_batch) else 1
+        self._respond = partial(respond_together, model, instances=self._together, limits=self._limits)
 
     async def _answer(self, scope: Scope, receive: Receive, request_id: str) -> Response:
         path = scope["path"]
@@ -56,13 +67,23 @@ class Application(Worker):
             return self._ping()
         if path == "/execution-parameters":
             return self._execution_parameters()
+        if path == "/openapi.json":
+            return self._document()
         request = await self._read(scope, receive, request_id)
-        return await self._infer(partial(self._respond, self._model), request)
+        return await self._infer(self._respond, request, together=self._together)
 
     def _ping(self) -> Response:
         if self._model is None:
             raise errors.NotReady("no model is loaded")
         return Response(200, b"", {RELEASE_ID_HEADER: self._model.release_id})
+
+    def _document(self) -> Response:
+        if self._model is None:
+            raise errors.NotReady("no model is loaded")
+        preprocessing = isinstance(self._model, ModelDescription)
+        description = self._model if isinstance(self._model, ModelDescription) else self._model.description
+        document = openapi_document(description, CONTAINER, limits=self._limits, preprocessing=preprocessing)
+        return Response(200, json.dumps(document).encode(), {"content-type": JSON})
 
     def _execution_parameters(self) -> Response:
         """What a batch transform does where its job does not say (Developer Guide, "Use Your Own Inference Code with Batch
@@ -74,3 +95,7 @@ class Application(Worker):
             "MaxPayloadInMB": megabytes,
         }
         return Response(200, json.dumps(document).encode(), {"content-type": JSON})
+
+
+def _preprocess_each(description: ModelDescription, limits: Limits, requests: Sequence[Request]) -> list[Response]:
+    return [preprocess(description, request, limits=limits) for request in requests]

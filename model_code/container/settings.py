@@ -34,6 +34,7 @@ class ServeSettings:
     workers: int
     stage: str
     multi_model: bool
+    dynamic_batch: int
     limits: Limits
     model_bytes: int
 
@@ -46,6 +47,9 @@ class ServeSettings:
             workers=_whole_number(environment.WORKERS, os.cpu_count() or 1, 1, 256),
             stage=_one_of(environment.STAGE, environment.STAGES),
             multi_model=_flag(environment.MULTI_MODEL),
+            dynamic_batch=_whole_number(
+                environment.DYNAMIC_BATCH, environment.DEFAULT_DYNAMIC_BATCH, 1, environment.MAX_DYNAMIC_BATCH
+            ),
             limits=_limits(),
             model_bytes=_model_bytes(),
         )

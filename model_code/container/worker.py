@@ -4,17 +4,18 @@ The event loop reads the bodies, so that a slow client never holds a thread; a f
 no time is answered on the loop, so that /ping is quick however long the queue is (SageMaker waits 2 seconds for it).
 """
 
-import asyncio
+import gc
 import re
 import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from model_code.container.body import Receive, discard_body, read_body
+from model_code.container import memory
+from model_code.container.body import NoRoom, Receive, Room, discard_body, read_body
+from model_code.container.inferences import Inferences, Respond
 from model_code.inference import errors
 from model_code.inference.contract import DEFAULT_LIMITS, RELEASE_ID_HEADER, Limits, Request, Response
 from model_code.inference.respond import error_response
@@ -26,7 +27,7 @@ READ_SECONDS = 10.0
 _CUSTOM_ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"
 _INFERENCE_ID = "x-amzn-sagemaker-inference-id"
 # After these nobody knows where on the connection the next request would begin.
-_CLOSING = (errors.BadLength, errors.BodyTooLarge, errors.ReadTimeout)
+_CLOSING = (errors.BadLength, errors.BodyTooLarge, errors.ReadTimeout, NoRoom)
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -38,9 +39,11 @@ class Worker(ABC):
     def __init__(self, *, threads: int, limits: Limits = DEFAULT_LIMITS, read_seconds: float = READ_SECONDS) -> None:
         self._limits = limits
         self._read_seconds = read_seconds
-        self._threads = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="inference")
+        self._inferences = Inferences(threads)
         self._most_pending = threads * MAX_PENDING
         self._pending = 0
+        # As much as the queue may hold when all of its requests are of the largest size.
+        self._room = Room(self._most_pending * limits.body_bytes)
 
     @abstractmethod
     async def _open(self) -> None:
@@ -55,16 +58,16 @@ class Worker(ABC):
             await self._live(receive, send)
             return
         request_id = _request_id(scope)
-        too_large = False
+        unread = False
         try:
             response = await self._answer(scope, receive, request_id)
         except Exception as error:
             response = error_response(error, request_id)
-            too_large = isinstance(error, errors.BodyTooLarge)
+            unread = isinstance(error, (errors.BodyTooLarge, NoRoom))
             if isinstance(error, _CLOSING):
                 response = replace(response, headers={**response.headers, "connection": "close"})
         await _send(response, send)
-        if too_large:
+        if unread:
             await discard_body(receive, self._read_seconds, 2 * self._limits.body_bytes)
 
     async def _live(self, receive: Receive, send: Send) -> None:
@@ -74,24 +77,28 @@ class Worker(ABC):
         except Exception as error:
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
+        # What was opened stays: no collection during a request need look at it.
+        gc.freeze()
+        memory.give_back()
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        self._threads.shutdown()
+        self._inferences.close()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _read(self, scope: Scope, receive: Receive, request_id: str) -> Request:
         """The whole request, whose deadline counts from now."""
         arrived = time.monotonic()
-        body = await read_body(receive, header(scope, "content-length"), self._read_seconds, self._limits.body_bytes)
+        announced = header(scope, "content-length")
+        body = await read_body(receive, announced, self._read_seconds, self._limits.body_bytes, self._room)
         return Request(body, header(scope, "content-type"), header(scope, "accept"), request_id, arrived)
 
-    async def _infer(self, respond: Callable[[Request], Response], request: Request) -> Response:
-        """What `respond` says, in a thread. Raises Overloaded where too many wait for one."""
+    async def _infer(self, respond: Respond, request: Request, *, together: int = 1) -> Response:
+        """As `Inferences.infer`. Raises Overloaded where too many wait."""
         if self._pending >= self._most_pending:
             raise errors.Overloaded(f"{self._most_pending} requests wait already; try again")
         self._pending += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, respond, request)
+            return await self._inferences.infer(respond, request, together=together)
         finally:
             self._pending -= 1
 

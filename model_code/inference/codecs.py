@@ -19,7 +19,7 @@ import json
 import math
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -66,7 +66,8 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CSV_CHARACTERS = b"0123456789+-.eE,"
 _CSV_SPECIAL = re.compile(r'[",\r\n]')
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-_QUALITY = re.compile(r"\d+(\.\d*)?")
+_QUALITY = re.compile(r"0(\.[0-9]*)?|1(\.0*)?")  # RFC 9110, section 12.4.2, and as many digits as a client likes
+_BLANKS = " \t"  # what may stand around the parts of a header; str.strip would take a no-break space for one
 
 _idle = threading.local()
 _to_json = json.JSONEncoder(allow_nan=False).encode
@@ -108,9 +109,9 @@ Encoder = Callable[[Answer, Signature], bytes]
 @lru_cache(maxsize=64)
 def find_decoder(content_type: str | None) -> Decoder:
     """The decoder for a Content-Type header; a body without one is read as JSON. Raises UnsupportedMediaType."""
-    media_type, *parameters = (part.strip().lower() for part in (content_type or JSON).split(";"))
+    media_type, *parameters = (part.strip(_BLANKS).lower() for part in (content_type or JSON).split(";"))
     pairs = (parameter.partition("=") for parameter in parameters)
-    charsets = {value.strip(' "') for name, _, value in pairs if name.strip() == "charset"}
+    charsets = {value.strip(' "') for name, _, value in pairs if name.strip(_BLANKS) == "charset"}
     if media_type not in DECODERS or charsets - {"utf-8"}:
         raise UnsupportedMediaType(f"Content-Type: supported are {', '.join(DECODERS)}, with no charset but utf-8")
     return DECODERS[media_type]
@@ -122,7 +123,9 @@ def find_encoder(accept: str | None) -> tuple[str, Encoder]:
 
     Where the caller has no preference, the first of ENCODERS it is. Raises NotAcceptable.
     """
-    ranges = dict(_media_range(item) for item in (accept or "*/*").split(","))
+    # An element of the list may be empty (section 5.6.1), and a list of nothing but such says as much as none.
+    items = [item for item in (accept or "").split(",") if item.strip(_BLANKS)]
+    ranges = dict(map(_media_range, items or ["*/*"]))
     media_type = max(ENCODERS, key=lambda candidate: _quality(candidate, ranges))
     if _quality(media_type, ranges) <= 0:
         raise NotAcceptable(f"Accept: supported are {', '.join(ENCODERS)}")
@@ -131,7 +134,7 @@ def find_encoder(accept: str | None) -> tuple[str, Encoder]:
 
 def _media_range(item: str) -> tuple[str, float]:
     """`application/json;q=0.5` as ("application/json", 0.5); a weight that is none excludes the type."""
-    media_range, *parameters = (part.strip().lower() for part in item.split(";"))
+    media_range, *parameters = (part.strip(_BLANKS).lower() for part in item.split(";"))
     weights = [parameter[2:] for parameter in parameters if parameter.startswith("q=")] or ["1"]
     return media_range, float(weights[0]) if _QUALITY.fullmatch(weights[0]) else 0.0
 
@@ -232,7 +235,7 @@ def _read_numbers(name: str, value: Any, body: bytes, shapes: Sequence[Shape], m
         sizes = (len(value), *sizes)
     # Every array above the innermost ones has been seen to hold arrays of the right length. The keys hold no bracket, so
     # that no array can hide among the numbers once the body has as many brackets as the shape has arrays.
-    if not _has_shape(value, sizes) or body.count(b"[") != _count_arrays(sizes):
+    if not _has_shape(value, sizes) or _count_brackets(body) != _count_arrays(sizes):
         raise _bad_shape(name, shapes)
     return numbers.reshape(sizes if most is not None else (1, *sizes))
 
@@ -250,16 +253,23 @@ def _has_shape(array: Any, sizes: tuple[int, ...]) -> bool:
 
     What the innermost ones hold is not looked at. The loops run in C: a batch has thousands of rows.
     """
-    level = [array]
+    level: Iterable[Any] = [array]
     try:
         for size in sizes[:-1]:
+            level = list(level)
             if set(map(len, level)) != {size}:
                 return False
-            level = list(chain.from_iterable(level))
+            level = chain.from_iterable(level)
+        # Most arrays are innermost ones: none is kept, so that each is made where the one before it was.
         return set(map(len, level)) == {sizes[-1]}
     # A number stands where an array should: it has no length.
     except TypeError:
         return False
+
+
+def _count_brackets(body: bytes) -> int:
+    # bytes.count takes five times as long where there is a bracket every few hundred bytes.
+    return int(np.count_nonzero(np.frombuffer(body, np.uint8) == ord("[")))
 
 
 def _count_arrays(sizes: tuple[int, ...]) -> int:

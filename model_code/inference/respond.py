@@ -3,11 +3,18 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from types import MappingProxyType
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from model_code.inference import errors
-from model_code.inference.codecs import JSON, Answer, encode_inputs, find_decoder, find_encoder
+from model_code.inference.codecs import JSON, Answer, Batch, Encoder, encode_inputs, find_decoder, find_encoder
 from model_code.inference.contract import (
     DEFAULT_LIMITS,
     MAX_STAGE_BYTES,
@@ -40,6 +47,19 @@ STATUS: Mapping[type[BaseException], int] = MappingProxyType(
 )
 _RETRY_AFTER_SECONDS = 1
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request that was understood: what goes into the model, and how the answer is written."""
+
+    request: Request
+    predictor: Predictor
+    batch: Batch
+    media_type: str
+    encode: Encoder
+
 
 def respond(predictor: Predictor | None, request: Request, *, limits: Limits = DEFAULT_LIMITS) -> Response:
     """Answer one classification request; whatever goes wrong becomes an error answer. None means that no model is loaded.
@@ -47,6 +67,50 @@ def respond(predictor: Predictor | None, request: Request, *, limits: Limits = D
     `limits.seconds` after its arrival, time in a queue included, a request gets no other answer than 504.
     """
     return _guarded(request, lambda: _classify(predictor, request, limits))
+
+
+def respond_together(
+    predictor: Predictor | None, requests: Sequence[Request], *, instances: int, limits: Limits = DEFAULT_LIMITS
+) -> list[Response]:
+    """Answer several requests, in their order, with one inference for as many of them as have up to `instances` together.
+
+    Each gets the answer that `respond` gives it alone, bit for bit where `Predictor.joins(instances)` is true. Where an
+    inference fails, each of its requests is asked alone: what one of them holds never costs another one its answer.
+    """
+    answers = [_guarded(request, partial(_decode, predictor, request, limits)) for request in requests]
+    groups = _groups([answer for answer in answers if isinstance(answer, _Asked)], instances)
+    responses = iter([response for group in groups for response in _infer_together(group, limits)])
+    return [next(responses) if isinstance(answer, _Asked) else answer for answer in answers]
+
+
+def _groups(asked: Sequence[_Asked], instances: int) -> list[list[_Asked]]:
+    """Neighbours, in their order, as long as they have up to `instances` together."""
+    groups: list[list[_Asked]] = []
+    room = 0
+    for one in asked:
+        count = len(one.batch.inputs)
+        if count > room:
+            groups.append([])
+            room = instances
+        groups[-1].append(one)
+        room -= count
+    return groups
+
+
+def _infer_together(group: Sequence[_Asked], limits: Limits) -> list[Response]:
+    if len(group) > 1:
+        try:
+            seconds = min(_time_left(asked.request, limits.seconds) for asked in group)
+            outputs = group[0].predictor.run(np.concatenate([asked.batch.inputs for asked in group]), seconds=seconds)
+            ends = accumulate(len(asked.batch.inputs) for asked in group)
+            shares = np.split(outputs, list(ends)[:-1])
+            return [
+                _guarded(asked.request, partial(_encode, asked, share, limits))
+                for asked, share in zip(group, shares, strict=True)
+            ]
+        except (Exception, SystemExit):
+            _log.info("%d requests are asked one by one: their common inference failed", len(group), exc_info=True)
+    return [_guarded(asked.request, partial(_infer, asked, limits)) for asked in group]
 
 
 def preprocess(description: ModelDescription | None, request: Request, *, limits: Limits = DEFAULT_LIMITS) -> Response:
@@ -58,7 +122,7 @@ def preprocess(description: ModelDescription | None, request: Request, *, limits
     return _guarded(request, lambda: _normalise(description, request, limits))
 
 
-def _guarded(request: Request, answer: Callable[[], Response]) -> Response:
+def _guarded(request: Request, answer: Callable[[], T]) -> T | Response:
     try:
         return answer()
     # SystemExit too: raised in a thread it would end that thread, in Azure's worker the process, and answer nobody.
@@ -67,20 +131,33 @@ def _guarded(request: Request, answer: Callable[[], Response]) -> Response:
 
 
 def _classify(predictor: Predictor | None, request: Request, limits: Limits) -> Response:
+    return _infer(_decode(predictor, request, limits), limits)
+
+
+def _infer(asked: _Asked, limits: Limits) -> Response:
+    return _encode(
+        asked, asked.predictor.run(asked.batch.inputs, seconds=_time_left(asked.request, limits.seconds)), limits
+    )
+
+
+def _decode(predictor: Predictor | None, request: Request, limits: Limits) -> _Asked:
     if predictor is None:
         raise errors.NotReady("no model is loaded")
     _time_left(request, limits.seconds)
     decode = find_decoder(request.content_type)
     media_type, encode = find_encoder(request.accept)
     _check_body(request.body, limits)
-    signature = predictor.description.signature
-    batch = decode(request.body, signature, limits.instances)
-    outputs = predictor.run(batch.inputs, seconds=_time_left(request, limits.seconds))
+    batch = decode(request.body, predictor.description.signature, limits.instances)
+    return _Asked(request, predictor, batch, media_type, encode)
+
+
+def _encode(asked: _Asked, outputs: NDArray[np.float32], limits: Limits) -> Response:
+    predictor, signature = asked.predictor, asked.predictor.description.signature
     labels = [signature.labels[index] for index in outputs.argmax(axis=1).tolist()]
-    answer = Answer(labels, predictor.probabilities(outputs) if batch.probabilities else None)
-    headers = {"content-type": media_type, RELEASE_ID_HEADER: predictor.release_id}
-    body = encode(answer, signature)
-    _time_left(request, limits.seconds)
+    answer = Answer(labels, predictor.probabilities(outputs) if asked.batch.probabilities else None)
+    headers = {"content-type": asked.media_type, RELEASE_ID_HEADER: predictor.release_id}
+    body = asked.encode(answer, signature)
+    _time_left(asked.request, limits.seconds)
     return Response(200, body, headers)
 
 
@@ -133,12 +210,17 @@ def health(predictor: Predictor | None, request_id: str) -> Response:
     return Response(200, json.dumps(document).encode(), {"content-type": JSON, RELEASE_ID_HEADER: predictor.release_id})
 
 
+def status_of(kind: type[BaseException]) -> int:
+    """The status of the answer that an error of this class becomes."""
+    return next((STATUS[ancestor] for ancestor in kind.__mro__ if ancestor in STATUS), 500)
+
+
 def error_response(error: BaseException, request_id: str) -> Response:
     """The answer to a failed request: {"error": {"code", "message", "request_id"}}.
 
     The message of an error that the caller cannot repair stays in the log, under the request id.
     """
-    status = next((STATUS[ancestor] for ancestor in type(error).__mro__ if ancestor in STATUS), 500)
+    status = status_of(type(error))
     if status == 500:
         _log.error("request %s failed", request_id, exc_info=error)
     code = error.code if isinstance(error, errors.InferenceError) else errors.InferenceError.code

@@ -1,0 +1,105 @@
+"""The threads that infer, and the one queue in front of them.
+
+Requests that wait are answered together where that is allowed: one inference for sixteen small requests costs less than
+sixteen, and wakes the event loop once. No request waits for others to come: with an empty queue each is answered alone.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from model_code.inference.contract import Request, Response
+
+# A larger body holds enough instances to fill an inference; it would only make small ones wait.
+_SMALL_BODY_BYTES = 32 * 1024
+
+# Answers to several requests, in their order.
+Respond = Callable[[Sequence[Request]], Sequence[Response]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    respond: Respond
+    request: Request
+    together: int
+    loop: asyncio.AbstractEventLoop
+    answer: "asyncio.Future[Response]"
+
+    @property
+    def small(self) -> bool:
+        return len(self.request.body) <= _SMALL_BODY_BYTES
+
+
+class Inferences:
+    """`threads` of them; `infer` is called on the event loop."""
+
+    def __init__(self, threads: int) -> None:
+        self._waiting: deque[_Waiting] = deque()
+        self._changed = threading.Condition(threading.Lock())
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"inference-{n}", daemon=True) for n in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    async def infer(self, respond: Respond, request: Request, *, together: int = 1) -> Response:
+        """What `respond` answers, called with this request and up to `together` - 1 neighbours with the same `respond`."""
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(respond, request, together, loop, loop.create_future())
+        with self._changed:
+            self._waiting.append(waiting)
+            self._changed.notify()
+        return await waiting.answer
+
+    def close(self) -> None:
+        """Wait until everything that was asked is answered, and end the threads."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while group := self._take():
+            _answer(group)
+            del group  # or the bodies of these requests would be kept until the next one comes
+
+    def _take(self) -> list[_Waiting]:
+        """The next requests to answer; none where there will be no more."""
+        with self._changed:
+            while not self._waiting:
+                if self._closed:
+                    return []
+                self._changed.wait()
+            first = self._waiting.popleft()
+            group = [first]
+            # Other threads get their share of what waits.
+            share = min(first.together, -(-(1 + len(self._waiting)) // len(self._threads)))
+            while len(group) < share and self._waiting and first.small and _fits(self._waiting[0], first):
+                group.append(self._waiting.popleft())
+            return group
+
+
+def _fits(waiting: _Waiting, first: _Waiting) -> bool:
+    return waiting.respond is first.respond and waiting.small
+
+
+def _answer(group: Sequence[_Waiting]) -> None:
+    try:
+        answers: Sequence[Response | BaseException] = group[0].respond([waiting.request for waiting in group])
+    except BaseException as error:  # a thread that ends answers nobody
+        answers = [error] * len(group)
+    group[0].loop.call_soon_threadsafe(_deliver, group, answers)
+
+
+def _deliver(group: Sequence[_Waiting], answers: Sequence[Response | BaseException]) -> None:
+    for waiting, answer in zip(group, answers, strict=True):
+        if waiting.answer.done():  # the client has gone
+            continue
+        if isinstance(answer, BaseException):
+            waiting.answer.set_exception(answer)
+        else:
+            waiting.answer.set_result(answer)
