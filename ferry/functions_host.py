@@ -40,7 +40,7 @@ from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qs, parse_qsl, unquote
 
 MAX_BODY_BYTES = 104_857_600
 READ_SECONDS = 30
@@ -53,6 +53,7 @@ _PING = "/admin/host/ping"
 _HOMEPAGE = b"<!DOCTYPE html><title>Development host</title><p>This function app is up and running.</p>"
 _LOOPBACK = "127.0.0.1"
 _CHUNK_LINE_BYTES = 100
+_ORIGIN = re.compile("^https?://[^/?]*", re.IGNORECASE)  # of a target in absolute form (RFC 9112, section 3.2.2)
 
 _log = logging.getLogger("functions_host")
 
@@ -218,6 +219,7 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
     protocol_version = "HTTP/1.1"
+    default_request_version = "HTTP/1.0"  # or a first line that is none would be refused without a status
     server_version, sys_version = "functions-host", ""
     timeout = READ_SECONDS
     # One packet for head and body, at once: split, they would wait for the client's delayed acknowledgement.
@@ -232,7 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Without the query: it may hold a key."""
-        _log.info("%s %s %s", self.command, urlsplit(self.path).path, code)
+        _log.info("%s %s %s", self.command, self._target()[0], code)
 
     def _serve(self) -> None:
         """Route, then key, then body: a caller without the right to call a function learns nothing about its limits."""
@@ -243,7 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         except _TooLarge:
             body = None
-        path = unquote(urlsplit(self.path).path).lower()
+        path = unquote(self._target()[0]).lower()
         function = self._function(path.rstrip("/") or "/")
         if function is None:
             self._write(self._host_answer(path), closing=body is None)
@@ -277,9 +279,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _presented_key(self) -> str:
         """The header, even an empty one, comes before the query."""
-        header = self.headers.get("x-functions-key")
-        query = parse_qs(urlsplit(self.path).query)
-        return header if header is not None else query.get("code", [""])[0]
+        query = parse_qs(self._target()[1])
+        return self._header("x-functions-key") if "x-functions-key" in self.headers else query.get("code", [""])[0]
+
+    def _target(self) -> tuple[str, str]:
+        """Path and query as they were sent: http.server takes the second slash of two at the start away."""
+        words = self.requestline.split()
+        path, _, query = _ORIGIN.sub("", words[1] if len(words) > 1 else "").partition("?")
+        return path, query
+
+    def _header(self, name: str) -> str:
+        """All values of a header as one. Blanks around a value are not its own (RFC 9110, section 5.5)."""
+        return ",".join(value.strip(" \t") for value in self.headers.get_all(name, []))
 
     def _read_body(self) -> bytes:
         lengths = set(self.headers.get_all("content-length", ["0"]))
@@ -331,9 +342,9 @@ class _Handler(BaseHTTPRequestHandler):
 
         request = HttpRequest(
             method=self.command,
-            url=f"http://{self.headers.get('host', _LOOPBACK)}{self.path}",
-            headers={name: ",".join(self.headers.get_all(name, [])) for name in self.headers},
-            params=dict(parse_qsl(urlsplit(self.path).query, keep_blank_values=True)),
+            url=f"http://{self.headers.get('host', _LOOPBACK)}{'?'.join(filter(None, self._target()))}",
+            headers={name: self._header(name) for name in self.headers},
+            params=dict(parse_qsl(self._target()[1], keep_blank_values=True)),
             route_params={},
             body_type="bytes",
             body=body,

@@ -1,5 +1,7 @@
 """The Azure Function: POST /api/classify and GET /api/health, in front of the same core as the SageMaker container.
 
+GET /api/openapi.json tells what these take and answer with this model, to whoever may call classify.
+
 It logs one JSON object for the load of the model and one for each request, and never a body, a key or a header. Records go
 through `logging` in the thread that runs the handler: the worker knows by the thread which invocation a record belongs to.
 """
@@ -24,6 +26,7 @@ gc.disable()
 import azure.functions as func
 
 from model_code.inference import errors
+from model_code.inference.codecs import JSON
 from model_code.inference.contract import Request, Response
 from model_code.inference.predictor import Predictor
 from model_code.inference.respond import error_response, respond
@@ -32,6 +35,12 @@ from model_code.inference.respond import health as health_of
 _PACKAGED = Path(__file__).resolve().parent / "release"
 # One inference takes one thread: several requests share the one or two cores of an instance.
 _INFERENCE_THREADS = 1
+# How callers show who they are, as the document says it: to the host with a key, to the platform with a token.
+_KEYS = {
+    "key": {"type": "apiKey", "in": "header", "name": "x-functions-key"},
+    "keyInQuery": {"type": "apiKey", "in": "query", "name": "code"},
+}
+_TOKEN = {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}
 # The names of the worker's own loggers begin with "azure"; records of those do not reach the app's owner.
 _log = logging.getLogger("modelferry.function")
 
@@ -80,7 +89,7 @@ def _released_model_json(directory: Path) -> str | None:
 
 
 def _auth_level() -> func.AuthLevel:
-    """The level of `classify`: a key, unless somebody else checks the caller or nobody is meant to.
+    """The level of `classify` and of the document: a key, unless somebody else checks the caller or nobody is meant to.
 
     With Entra the platform checks tokens before the host sees a request. Flex Consumption did not do so at first: where the
     platform does not say that it does, and for a value that nobody knows, callers need a key.
@@ -119,7 +128,8 @@ gc.freeze()
 gc.enable()
 
 # The worker wants exactly one such object in this module.
-app = func.FunctionApp(http_auth_level=_auth_level())
+_level = _auth_level()
+app = func.FunctionApp(http_auth_level=_level)
 
 
 # Neither handler is async: the worker runs these in its threads, an async one would run on its event loop and stop it.
@@ -137,12 +147,35 @@ def classify(req: func.HttpRequest, context: func.Context) -> func.HttpResponse:
 def health(req: func.HttpRequest, context: func.Context) -> func.HttpResponse:
     """Which release answers here, for probes without a key; 503 with the error's code where no model could be loaded."""
     arrived = time.monotonic()
+    invocation = context.invocation_id
+    response = _not_ready(invocation) if _predictor is None else health_of(_predictor, invocation)
+    return _answer("health", response, invocation, arrived)
+
+
+@app.route(route="openapi.json", methods=["GET"])
+def openapi(req: func.HttpRequest, context: func.Context) -> func.HttpResponse:
+    """What the functions take and answer with this model, as an OpenAPI document; 503 where no model could be loaded."""
+    arrived = time.monotonic()
     if _predictor is None:
-        reason = errors.NotReady(f"no model is loaded: {_load_error}; the log has the reason")
-        response = error_response(reason, context.invocation_id)
+        response = _not_ready(context.invocation_id)
     else:
-        response = health_of(_predictor, context.invocation_id)
-    return _answer("health", response, context.invocation_id, arrived)
+        # Not at the top: nobody who waits for a cold start has asked for this.
+        from model_code.inference.openapi import FUNCTION, openapi_document
+
+        document = openapi_document(_predictor.description, FUNCTION, security=_security())
+        response = Response(200, json.dumps(document).encode(), {"content-type": JSON})
+    return _answer("openapi", response, context.invocation_id, arrived)
+
+
+def _security() -> dict[str, dict[str, str]]:
+    if _level is func.AuthLevel.FUNCTION:
+        return _KEYS
+    return _TOKEN if os.environ.get(environment.AUTHORIZATION) == "entra" else {}
+
+
+def _not_ready(invocation_id: str) -> Response:
+    reason = errors.NotReady(f"no model is loaded: {_load_error}; the log has the reason")
+    return error_response(reason, invocation_id)
 
 
 def _answer(function: str, response: Response, invocation_id: str, arrived: float) -> func.HttpResponse:

@@ -102,7 +102,9 @@ def as_image(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_an_image_is_answered_and_one_that_came_as_text_is_refused_with_the_reason(app: ModuleType, kind: str) -> None:
+def test_h25_an_image_is_answered_and_one_that_came_as_text_is_refused_with_the_reason(
+    app: ModuleType, kind: str
+) -> None:
     """The host once handed images over as text, and what was no UTF-8 was lost (azure-functions-host, issue 4032)."""
     body, content_type = as_image(kind), f"image/{kind.lower()}"
     assert call(app, "classify", body, content_type=content_type).status_code == 200
@@ -142,10 +144,14 @@ def test_health_tells_the_release(app: ModuleType) -> None:
     assert json.loads(response.get_body())["release_id"] == response.headers["x-release-id"]
 
 
-def test_classify_wants_a_key_and_health_does_not(app: ModuleType) -> None:
+def test_h44_classify_and_its_document_want_a_key_and_health_does_not(app: ModuleType) -> None:
     triggers = {function.get_function_name(): function.get_trigger() for function in app.app.get_functions()}
     said = {name: (t.route, [str(method) for method in t.methods], str(t.auth_level)) for name, t in triggers.items()}
-    assert said == {"classify": ("classify", ["POST"], "FUNCTION"), "health": ("health", ["GET"], "ANONYMOUS")}
+    assert said == {
+        "classify": ("classify", ["POST"], "FUNCTION"),
+        "health": ("health", ["GET"], "ANONYMOUS"),
+        "openapi": ("openapi.json", ["GET"], "FUNCTION"),
+    }
 
 
 def test_the_module_has_the_one_function_app_that_the_worker_looks_for(app: ModuleType) -> None:
@@ -193,7 +199,7 @@ def test_a_model_that_cannot_be_served_is_logged_and_every_answer_is_503(
     assert (line["code"], line["release_id"]) == (code, variables.get(environment.RELEASE_ID))
     assert line["message"].startswith("the model cannot be served: ")
     assert "Predictor.load" in line["traceback"]
-    for name in ("classify", "health"):
+    for name in ("classify", "health", "openapi"):
         response = call(module, name, BODY)
         assert response.status_code == 503
         assert json.loads(response.get_body())["error"]["code"] == "NOT_READY"
@@ -302,7 +308,7 @@ def test_the_deadline_counts_from_the_arrival_of_a_request(app: ModuleType, monk
         ("internal", "True", "FUNCTION"),
     ],
 )
-def test_classify_is_open_only_where_the_settings_and_the_platform_say_so(
+def test_h44_classify_is_open_only_where_the_settings_and_the_platform_say_so(
     app: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -318,12 +324,43 @@ def test_classify_is_open_only_where_the_settings_and_the_platform_say_so(
     assert {name: str(trigger.auth_level) for name, trigger in triggers.items()} == {
         "classify": level,
         "health": "ANONYMOUS",
+        "openapi": level,
     }
     wanted = authorization in (None, "", "function-key")
     lines = logged(caplog, "authorization")
     assert len(lines) == (0 if wanted or level == "ANONYMOUS" else 1)
     for line in lines:
         assert repr(authorization) in line["message"]
+
+
+@pytest.mark.parametrize(
+    ("authorization", "platform", "schemes"),
+    [
+        (None, None, {"key", "keyInQuery"}),
+        ("entra", None, {"key", "keyInQuery"}),
+        ("entra", "True", {"token"}),
+        ("anonymous", None, set()),
+    ],
+)
+def test_the_document_says_how_callers_show_who_they_are(
+    app: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    authorization: str | None,
+    platform: str | None,
+    schemes: set[str],
+) -> None:
+    for name, value in [(environment.AUTHORIZATION, authorization), (environment.PLATFORM_AUTHENTICATION, platform)]:
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    response = call(import_app(), "openapi")
+    assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
+    document = json.loads(response.get_body())
+    assert set(document["components"]["securitySchemes"]) == schemes
+    for path, method in (("/api/classify", "post"), ("/api/openapi.json", "get")):
+        operation = document["paths"][path][method]
+        assert {name for alternative in operation["security"] for name in alternative} == schemes
+        assert ("401" in operation["responses"]) == bool(schemes)
+    assert document["paths"]["/api/health"]["get"]["security"] == []
 
 
 # What is logged

@@ -234,6 +234,20 @@ def test_a_body_that_cannot_be_read_ends_the_connection(host: Server, headers: b
     assert reply.endswith(b"\r\n\r\n")
 
 
+@pytest.mark.parametrize(
+    "first", [b"GARBAGE", b"GET / x HTTP/1.1", b"GET /api/health HTTP/9.9", b"GET /" + b"x" * 70_000 + b" HTTP/1.1"]
+)
+def test_a_first_line_that_is_none_is_refused_and_the_next_request_answered(host: Server, first: bytes) -> None:
+    answer = host.tell(first + b"\r\nHost: test\r\n\r\n")
+    assert answer.split()[1] in (b"400", b"414", b"505")
+    assert host.ask("GET", "/api/health").status == 200
+
+
+@pytest.mark.parametrize("target", ["http://elsewhere.example/api/health", "HTTP://[/api/health?code=x"])
+def test_a_target_in_absolute_form_is_its_path(host: Server, target: str) -> None:
+    assert host.ask("GET", target).status == 200
+
+
 @pytest.mark.parametrize(("size", "status"), [(10, 200), (11, 413)])
 def test_a_variable_moves_the_limit_of_a_body(levels: Server, size: int, status: int) -> None:
     assert levels.ask("POST", f"/api/function?code={FUNCTION_KEY}", b"x" * size).status == status

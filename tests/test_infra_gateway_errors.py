@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import botocore.session
@@ -12,7 +14,10 @@ from infra.aws import gateway_errors
 from infra.aws.gateway_health import DECLARED_STATUSES, MIXED_STATUSES, health_template
 from infra.settings import ROOT
 from model_code.inference import contract, errors
-from model_code.inference.respond import error_response
+from model_code.inference.contract import Request
+from model_code.inference.predictor import Predictor
+from model_code.inference.respond import error_response, respond
+from tests import http_faults, serving_models
 from tests.gateway_stacks import VARIANTS, gateway_settings
 from tests.velocity import REQUEST_ID, Mapped, run
 
@@ -212,6 +217,32 @@ def test_an_error_of_another_image_that_is_too_long_to_look_at_is_replaced() -> 
 )
 def test_a_model_error_without_what_it_should_hold_is_a_503(status: int | None, message: str | None) -> None:
     assert answer(Case("", 424, model_error(status, message)))[0] == 503
+
+
+def container_refusals(folder: Path) -> Iterator[tuple[str, int, str]]:
+    """What the container's core says to every wrong request of the list of faults: its name, the status and the body."""
+    for write, rows in (
+        (serving_models.write_model, http_faults.IMAGES),
+        (serving_models.write_table_model, http_faults.TABLES),
+    ):
+        write(folder)
+        predictor = Predictor.load(folder)
+        for row, faults in rows.items():
+            for name, fault in faults.items():
+                content_type, accept = (dict(fault.headers).get(header) for header in ("Content-Type", "Accept"))
+                response = respond(predictor, Request(fault.body, content_type, accept, "11-22"))
+                yield f"{row} {name}", response.status, response.body.decode()
+
+
+def test_h45_every_refusal_of_the_container_leaves_the_gateway_with_its_status_and_its_envelope(tmp_path: Path) -> None:
+    seen = set()
+    for name, status, said in container_refusals(tmp_path):
+        if (status, said) not in seen:
+            mapped_status, mapped, _ = answer(Case(name, 424, model_error(status, said)))
+            assert (mapped_status, json.loads(mapped.body)) == (status, json.loads(said)), name
+        seen.add((status, said))
+    assert {status for status, _ in seen} == {400, 406, 413, 415}
+    assert len({json.loads(said)["error"]["code"] for _, said in seen}) > 15
 
 
 def test_an_overloaded_container_tells_when_to_try_again() -> None:

@@ -35,7 +35,7 @@ from infra.release import Release
 from infra.settings import ROOT, Settings
 from model_code import environment
 from model_code.inference.contract import RELEASE_ID_HEADER
-from tests import serving_models
+from tests import http_faults, serving_models
 from tests.emulated_training import emulated
 from tests.serving_processes import Reply, container
 from tests.test_one_contract import BAD, BAD_TABLES, GOOD, GOOD_TABLES
@@ -163,6 +163,26 @@ def envelope(reply: Reply) -> dict[str, str]:
     return error
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "rows"), [("images", http_faults.IMAGES), ("tables", http_faults.TABLES)], ids=["images", "tables"]
+)
+def test_every_wrong_request_of_the_list_of_faults_gets_its_answer_in_script_mode_too(
+    models: dict[str, Path], tmp_path: Path, model: str, rows: dict[str, http_faults.Faults]
+) -> None:
+    # A header that comes twice reaches a handler as one of both: TorchServe keeps them in a table.
+    faults = {
+        f"{row} {name}": fault
+        for row, cases in rows.items()
+        for name, fault in cases.items()
+        if len(dict(fault.headers)) == len(fault.headers)
+    }
+    cases = [(fault.body, dict(fault.headers)) for fault in faults.values()]
+    replies = ask_worker(models[model] / "model", cases, tmp_path).replies
+    said = {name: (reply.status, envelope(reply)["code"]) for name, reply in zip(faults, replies, strict=True)}
+    assert said == {name: (fault.status, fault.code) for name, fault in faults.items()}
+
+
 def test_what_serves_comes_out_of_the_archive(models: dict[str, Path], tmp_path: Path) -> None:
     model = models["images"] / "model"
     modules = ask_worker(model, [GOOD["data"]], tmp_path).modules
@@ -237,7 +257,8 @@ def test_only_the_model_server_is_ended(models: dict[str, Path], tmp_path: Path)
 
 def test_script_mode_has_the_versions_of_our_own_image() -> None:
     own = read_pins(ROOT / "model_code" / "container" / "requirements.txt", IMAGE_PYTHON)
-    assert read_pins(REQUIREMENTS, IMAGE_PYTHON) == {name: pin for name, pin in own.items() if name != "granian"}
+    server = {"granian", "uvloop"}
+    assert read_pins(REQUIREMENTS, IMAGE_PYTHON) == {name: pin for name, pin in own.items() if name not in server}
 
 
 def test_other_code_gives_the_same_release_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
     InferenceError
     ├── ModelInvalid                 the files of the model cannot be trusted; nothing is served
     │   └── DigestMismatch           a file is not the one that the release or model.json names
-    ├── ModelOutputInvalid           the model gave something that is no answer (not finite)
     ├── NotReady                     no verified model is loaded
     ├── Overloaded                   more requests wait than the queue holds
     ├── ResourcesExhausted           memory, or another resource, does not suffice for the model
@@ -23,6 +22,7 @@
         │   ├── BadDtype
         │   ├── NotFinite
         │   ├── OutOfRange
+        │   ├── OutputNotFinite      good numbers, to which the model has no finite answer
         │   └── EmptyBatch
         ├── RequestTooLarge
         │   ├── BodyTooLarge
@@ -60,10 +60,6 @@ class DigestMismatch(ModelInvalid):
     """The bytes of a file are not those that the release, or model.json, promises."""
 
     code = "DIGEST_MISMATCH"
-
-
-class ModelOutputInvalid(InferenceError):
-    """The model's output holds a value that is not finite: there is no answer to give."""
 
 
 class NotReady(InferenceError):
@@ -148,6 +144,12 @@ class NotFinite(MalformedRequest):
 
 class OutOfRange(MalformedRequest):
     code = "OUT_OF_RANGE"
+
+
+class OutputNotFinite(MalformedRequest):
+    """Numbers past what the model's arithmetic holds. A model that answers its golden inputs so is not served at all."""
+
+    code = "OUTPUT_NOT_FINITE"
 
 
 class EmptyBatch(MalformedRequest):

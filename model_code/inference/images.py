@@ -13,6 +13,7 @@ decoder would pass over in silence is seen. Pillow is imported by the first imag
 import io
 import re
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass
 from typing import NoReturn
@@ -24,9 +25,14 @@ from model_code.inference.errors import BadImage, BadShape, ImageTooLarge
 
 # Any size but the model's is refused; past this one it is no mistake any more.
 MAX_PIXELS = 2**24
+# Chunks of a PNG, segments of a JPEG: a file of the largest size written in pieces of 8 KiB has 768. Without a limit one of
+# nothing but empty pieces would keep a thread busy for seconds.
+MAX_PIECES = 4096
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
-_PNG_COLOURS = {0: "grey", 2: "RGB", 3: "palette"}  # 4 and 6 are these with transparency (W3C PNG, section 11.2.1)
+# W3C PNG, section 11.2.1: grey, RGB, palette; grey and RGB with transparency.
+_PNG_PALETTE = 3
+_PNG_COLOURS, _PNG_TRANSPARENT = (0, 2, _PNG_PALETTE), (4, 6)
 _JPEG_START = b"\xff\xd8"
 # Baseline, extended and progressive Huffman coding (ITU-T T.81, table B.1); all other frames are hardly ever written.
 _JPEG_FRAMES = (0xC0, 0xC1, 0xC2)
@@ -39,6 +45,8 @@ _TAKEN_FOR_TEXT = (b"\xef\xbf\xbd", b"\xc2\x89", b"\xc3\xbf")
 _ORIENTATION = 0x0112  # tag of EXIF; 1 is upright
 # What Pillow raises for files that are no images ("Writing your own image plugin", and what its plugins do).
 _UNREADABLE = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, struct.error, zlib.error)
+# Pillow warns of EXIF that it cannot read to the end: a line that is none of the log's, once for every caller's file.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True)
@@ -53,13 +61,18 @@ def read_png(body: bytes, channels: int, rows: int, columns: int) -> NDArray[np.
         _refuse_type("png", body)
     if len(body) < 33 or body[8:16] != b"\x00\x00\x00\x0dIHDR":
         raise BadImage("png: the header is missing or cut off")
-    found_columns, found_rows, depth, colour = struct.unpack(">IIBB", body[16:26])
+    found_columns, found_rows, depth, colour, compression, filtering, interlace = struct.unpack(">IIBBBBB", body[16:29])
     _check_size("png", _Size(found_rows, found_columns), _Size(rows, columns))
-    if colour not in _PNG_COLOURS:
+    if colour in _PNG_TRANSPARENT:
         raise BadImage("png: transparency; save it without an alpha channel, on the background that is meant")
     if depth == 16:
         raise BadImage("png: 16 bits a channel; save it with 8, which are the raw pixels 0 to 255")
-    _walk_png(body)
+    # Pillow takes the one method that there is, whatever the header says.
+    if colour not in _PNG_COLOURS or compression or filtering or interlace > 1:
+        raise BadImage(
+            "png: a type of colour, or a method of compression, filtering or interlacing, that does not exist"
+        )
+    _walk_png(body, needs_palette=colour == _PNG_PALETTE)
 
     from PIL.PngImagePlugin import PngImageFile
 
@@ -99,10 +112,17 @@ def _check_size(name: str, found: _Size, expected: _Size) -> None:
         )
 
 
-def _walk_png(body: bytes) -> None:
-    """All chunks, each with its checksum, to the last byte: Pillow does not compare those of the pixels."""
-    view, position, kind = memoryview(body), len(_PNG_START), b""
+def _check_pieces(name: str, count: int) -> None:
+    if count > MAX_PIECES:
+        raise BadImage(f"{name}: more than {MAX_PIECES} pieces; save it anew")
+
+
+def _walk_png(body: bytes, *, needs_palette: bool) -> None:
+    """All chunks, each with its checksum, to the last byte: Pillow does not compare those of the pixels, nor miss a palette."""
+    view, position, kind, pieces = memoryview(body), len(_PNG_START), b"", 0
     while kind != b"IEND":
+        pieces += 1
+        _check_pieces("png", pieces)
         if position + 12 > len(body):
             raise BadImage("png: the file is cut off")
         (length,) = struct.unpack_from(">I", body, position)
@@ -111,6 +131,9 @@ def _walk_png(body: bytes) -> None:
             raise BadImage("png: the file is cut off")
         if zlib.crc32(view[position + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
             raise BadImage(f"png: the chunk at byte {position} is damaged")
+        needs_palette = needs_palette and kind != b"PLTE"
+        if kind == b"IDAT" and needs_palette:
+            raise BadImage("png: the palette is missing")
         if kind == b"tRNS":
             raise BadImage("png: transparency; save it without, on the background that is meant")
         if kind == b"acTL":
@@ -124,8 +147,10 @@ def _walk_png(body: bytes) -> None:
 
 def _walk_jpeg(body: bytes, expected: _Size) -> None:
     """All segments to the last byte. IndexError or struct.error means that the file is cut off."""
-    position, framed, marker = len(_JPEG_START), False, 0
+    position, framed, marker, pieces = len(_JPEG_START), False, 0, 0
     while marker != _JPEG_END:
+        pieces += 1
+        _check_pieces("jpeg", pieces)
         if body[position] != 0xFF:
             raise BadImage(f"jpeg: no marker at byte {position}")
         while body[position] == 0xFF:

@@ -10,13 +10,18 @@ def find_files(folder: Path, channel: str, pattern: str, hint: str) -> list[Path
 
     `hint` says what such a channel holds.
     """
-    if not folder.is_dir():
+    try:
+        files = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+    except (FileNotFoundError, NotADirectoryError) as error:
         siblings = sorted(path.name for path in folder.parent.glob("[!.]*") if path.is_dir())
         raise BadData(
             f"channel {channel!r} is missing; channels found: {listed(siblings)}",
             f"Give the training job an input channel named {channel}.",
-        )
-    files = sorted(path for path in folder.glob("[!.]*") if path.is_file())
+        ) from error
+    except OSError as error:
+        raise BadData(
+            f"UNREADABLE channel {channel!r}: {error.strerror}", "Let the job's user read the folder."
+        ) from error
     matches = [path for path in files if path.match(pattern)]
     if not matches:
         names = listed([path.name for path in files])

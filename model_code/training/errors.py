@@ -5,6 +5,7 @@
     ├── BadData                 a channel, or a file in it, cannot be trained on
     ├── Diverged                the loss is not a finite number any more
     ├── CheckpointFailed        a checkpoint cannot be written
+    ├── ArtifactFailed          the model or the test outputs cannot be written
     ├── PeerLost                another process of the job has ended
     ├── ProcessLost             a process of this host was killed
     ├── ExportFailed            the network cannot be written as one ONNX file
@@ -44,6 +45,10 @@ class Diverged(TrainingError):
 
 class CheckpointFailed(TrainingError):
     """A checkpoint cannot be written; the ones before it are still there."""
+
+
+class ArtifactFailed(TrainingError):
+    """The model or the test outputs cannot be written; no part of them is left."""
 
 
 class PeerLost(TrainingError):

@@ -17,8 +17,10 @@ class Scores:
 def score(outputs: NDArray[np.float32], labels: NDArray[np.int64], activation: str) -> Scores:
     """Judge raw outputs (n, classes) by labels (n,), each the index of a class; `activation` as in model.json."""
     right = np.take_along_axis(_log_probabilities(outputs, activation), labels[:, np.newaxis], axis=1)
-    # Rounding can take it a hair below zero, and the metric definitions read no minus sign.
-    loss = max(0.0, -float(right.mean()))
+    # Rounding can take it a hair below zero, and the metric definitions read no minus sign. What is no number stays none:
+    # max(0.0, nan) would be a perfect 0.0.
+    mean = -float(right.mean())
+    loss = 0.0 if mean <= 0 else mean
     return Scores(loss, accuracy=float((outputs.argmax(axis=1) == labels).mean()))
 
 

@@ -27,8 +27,10 @@ from model_code.inference.contract import (
 )
 from model_code.inference.errors import InferenceError
 from model_code.inference.predictor import PROBABILITY_TOLERANCE, Predictor
-from model_code.training.errors import ExportFailed, ParityError
+from model_code.training.errors import BadConfiguration, ExportFailed, ParityError
 from model_code.training.evaluate import score
+from model_code.training.log import report
+from model_code.training.quantise import Quantised, quantise
 from model_code.training.trained import INPUT_NAME, OUTPUT_NAME, TrainedModel
 
 GOLDEN_INPUTS = 4
@@ -48,22 +50,34 @@ class Provenance:
 
 
 def export_model(
-    trained: TrainedModel, provenance: Provenance, directory: Path
+    trained: TrainedModel, provenance: Provenance, directory: Path, quantize: str = "none"
 ) -> tuple[ModelDescription, NDArray[np.float32]]:
     """Write model.onnx and model.json into `directory` and prove that they answer as the framework does.
 
-    Returns the description and the framework's own raw outputs on the testing channel, float32 (n, classes). Raises
-    ExportFailed, and ParityError where a label or a probability differs.
+    `quantize` is one of environment.QUANTIZATIONS; with "int8" the float32 file is proven first and the quantised one takes its
+    place. Returns the description and raw outputs on the testing channel, float32 (n, classes): the framework's own, or the
+    quantised file's. Raises ExportFailed, ParityError where a label or a probability differs, and BadConfiguration for a model
+    that cannot be quantised.
     """
+    if quantize != "none" and trained.calibration is None:
+        raise BadConfiguration(
+            f"{environment.QUANTIZE} is {quantize!r} and the model has no examples to quantise with; allowed: none",
+            "Set model.quantize to none: a model of scikit-learn gains nothing by it. torch_model takes them as training=.",
+        )
     model = _to_onnx(trained)
     raw = model.SerializeToString(deterministic=True)
     outputs = trained.outputs(trained.testing.inputs)
     _check_finite(outputs)
     description = _describe(trained, provenance, outputs, model, raw)
-    (directory / environment.MODEL_FILE).write_bytes(raw)
-    (directory / environment.SIGNATURE_FILE).write_bytes(model_json_bytes(description))
+    _write(raw, description, directory)
     _check_parity(trained, outputs, directory)
-    return description, outputs
+    if quantize == "none":
+        return description, outputs
+    quantised = _quantise(trained, raw, description, outputs)
+    _write(quantised.raw, quantised.description, directory)
+    _check_same(quantised, trained.testing.inputs, directory)
+    report(quantised.report)
+    return quantised.description, quantised.outputs
 
 
 def operators(model: onnx.ModelProto) -> dict[str, int]:
@@ -79,6 +93,23 @@ def _to_onnx(trained: TrainedModel) -> onnx.ModelProto:
     except Exception as error:  # each exporter has errors of its own
         raise ExportFailed(f"EXPORT_FAILED {type(error).__name__}: {error}", _HINT) from error
     return model
+
+
+def _quantise(
+    trained: TrainedModel, raw: bytes, description: ModelDescription, outputs: NDArray[np.float32]
+) -> Quantised:
+    assert trained.calibration is not None
+    try:
+        return quantise(raw, description, trained.calibration, trained.testing, outputs)
+    except ExportFailed:
+        raise
+    except Exception as error:  # the quantiser has no errors of its own
+        raise ExportFailed(f"QUANTIZE_FAILED {type(error).__name__}: {error}", _HINT) from error
+
+
+def _write(raw: bytes, description: ModelDescription, directory: Path) -> None:
+    (directory / environment.MODEL_FILE).write_bytes(raw)
+    (directory / environment.SIGNATURE_FILE).write_bytes(model_json_bytes(description))
 
 
 def _strip(message: Message) -> None:
@@ -148,22 +179,31 @@ def _check_parity(trained: TrainedModel, test_outputs: NDArray[np.float32], dire
     try:
         predictor = Predictor.load(directory, threads=os.cpu_count() or 1)
         for batch in batches:
-            _compare(predictor, trained, predictor.run(batch), trained.outputs(batch))
+            _compare(predictor, trained.framework, predictor.run(batch), trained.outputs(batch))
         for start in range(0, len(inputs), _BATCH):
             part = slice(start, start + _BATCH)
-            _compare(predictor, trained, predictor.run(inputs[part]), test_outputs[part])
+            _compare(predictor, trained.framework, predictor.run(inputs[part]), test_outputs[part])
     except InferenceError as error:
         raise ParityError(f"PARITY_FAILED {error}", _HINT) from error
 
 
-def _compare(
-    predictor: Predictor, trained: TrainedModel, found: NDArray[np.float32], expected: NDArray[np.float32]
-) -> None:
+def _check_same(quantised: Quantised, inputs: NDArray[np.float32], directory: Path) -> None:
+    """The predictor that serves gives the file's own answers: other batches and threads make no difference."""
+    try:
+        predictor = Predictor.load(directory, threads=os.cpu_count() or 1)
+        for start in range(0, len(inputs), _BATCH):
+            part = slice(start, start + _BATCH)
+            _compare(predictor, "the quantised file before", predictor.run(inputs[part]), quantised.outputs[part])
+    except InferenceError as error:
+        raise ParityError(f"PARITY_FAILED {error}", _HINT) from error
+
+
+def _compare(predictor: Predictor, other: str, found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
     difference = float(np.abs(predictor.probabilities(found) - predictor.probabilities(expected)).max())
     labels = int((found.argmax(axis=1) != expected.argmax(axis=1)).sum())
     if labels or not difference <= PROBABILITY_TOLERANCE:
         raise ParityError(
-            f"PARITY_FAILED ONNX Runtime and {trained.framework} differ on {len(found)} inputs: {labels} labels, "
+            f"PARITY_FAILED ONNX Runtime and {other} differ on {len(found)} inputs: {labels} labels, "
             f"probabilities by up to {difference:.1e}; allowed: none, {PROBABILITY_TOLERANCE:.0e}",
             _HINT,
         )

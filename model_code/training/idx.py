@@ -41,7 +41,12 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     name = f"{path.parent.name}/{path.name}"
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            return _read(stream, name, dimensions)  # type: ignore[arg-type]  # GzipFile is no BinaryIO by name only
+            try:
+                return _read(stream, name, dimensions)  # type: ignore[arg-type]  # GzipFile is no BinaryIO by name only
+            except BadData:
+                while isinstance(stream, gzip.GzipFile) and stream.read(_CHUNK):
+                    pass  # to its checksum: where that is wrong, it explains every other fault
+                raise
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise BadData(f"CORRUPT_GZIP {name}: {error}", _COPY_AGAIN) from error
     except OSError as error:

@@ -1,8 +1,8 @@
 """The contract of a SageMaker training job, for any model: what comes in, what is left behind, and how a failure is told.
 
 In: hyperparameters, one folder a channel, a SIGTERM when the job is stopped. Out: model.onnx and model.json in the model folder,
-both or none; the network's own test outputs beside the artifact; or the file `failure`, whose first 1,024 characters become
-the job's FailureReason (SageMaker Developer Guide, "How Amazon SageMaker processes training output").
+both or none; beside the artifact what the model said on the testing channel; or the file `failure`, whose first 1,024
+characters become the job's FailureReason (SageMaker Developer Guide, "How Amazon SageMaker processes training output").
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from model_code import environment
 from model_code.environment import MlPaths
-from model_code.training.errors import BadConfiguration, ProcessLost, Stopped, TrainingError
+from model_code.training.errors import ArtifactFailed, BadConfiguration, ProcessLost, Stopped, TrainingError
 from model_code.training.export import Provenance, export_model, operators
 from model_code.training.hyperparameters import as_text
 from model_code.training.launcher import Hosts, World, run_processes
@@ -84,6 +84,7 @@ def run(model: str, train: Callable[[Job], TrainedModel], processes: Callable[[]
             if world is None or (world.local_rank == 0 and environment.TORCHRUN in os.environ):
                 _remove_leftovers(paths)
             job = Job(_hyperparameters(paths), paths, stop)
+            quantize = _quantization()
             hosts = Hosts.parse(_read_json(paths.resource_config), paths.resource_config.name)
             count = _processes(processes, hosts)
             if world is None and len(hosts.names) * count > 1:
@@ -91,7 +92,7 @@ def run(model: str, train: Callable[[Job], TrainedModel], processes: Callable[[]
             trained = train(job)
             job.raise_if_stopped("after the last step")
             if world is None or world.rank == 0:
-                _leave_artifact(model, trained, job)
+                _leave_artifact(model, trained, job, quantize)
         except Exception as error:
             if _is_first_here(world):
                 with contextlib.suppress(
@@ -135,6 +136,17 @@ def _hyperparameters(paths: MlPaths) -> dict[str, str]:
     return as_text(document, paths.hyperparameters.name)
 
 
+def _quantization() -> str:
+    """Read before the training: a wrong one should not cost a training."""
+    found = os.environ.get(environment.QUANTIZE) or "none"
+    if found not in environment.QUANTIZATIONS:
+        raise BadConfiguration(
+            f"{environment.QUANTIZE}: found {found!r:.40}; allowed: {', '.join(environment.QUANTIZATIONS)}",
+            f"Set {environment.QUANTIZE} in the training job's environment; here it comes from [model] in the settings.",
+        )
+    return found
+
+
 def _processes(processes: Callable[[], int] | None, hosts: Hosts) -> int:
     """How many processes of this host train."""
     if processes is not None:
@@ -176,12 +188,21 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _parse_json(text: str, origin: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise BadConfiguration(f"{origin}: not JSON: {error}", _FORMAT_HINT) from error
 
 
-def _leave_artifact(model: str, trained: TrainedModel, job: Job) -> None:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are there once; json would take the last value without a word."""
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"more than one {next(key for key in keys if keys.count(key) > 1)[:60]!r}")
+    return document
+
+
+def _leave_artifact(model: str, trained: TrainedModel, job: Job, quantize: str) -> None:
     """Export into a hidden folder, then rename: a reader of the model folder sees both files or none.
 
     The hidden folder is inside the model folder, because beside it may be another file system: SageMaker's local mode mounts
@@ -197,21 +218,30 @@ def _leave_artifact(model: str, trained: TrainedModel, job: Job) -> None:
     staging = folder / _STAGING
     try:
         staging.mkdir(parents=True)
-        description, outputs = export_model(trained, provenance, staging)
+        description, outputs = export_model(trained, provenance, staging, quantize)
         job.raise_if_stopped("during the export")
         _save_atomically(_output(job.paths.test_outputs, job.paths), outputs)
         for name in _ARTIFACT:
             _sync(staging / name)
         for name in _ARTIFACT:  # model.json last: it is what makes the artifact one
             (staging / name).rename(folder / name)
+        _sync(folder)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    _sync(folder)
     used = operators(onnx.load(folder / environment.MODEL_FILE))
     report(
         f"exported {model}-{description.onnx.sha256[:12]}: {description.onnx.size:,} bytes, opset {description.onnx.opset}, "
         f"operators {', '.join(f'{name}×{count}' for name, count in used.items())}; parity with {trained.framework} holds; "
         f"accuracy {description.metrics['accuracy']:.4f}, loss {description.metrics['loss']:.4f}"
+    )
+
+
+def _unwritable(folder: Path | str, error: OSError) -> ArtifactFailed:
+    return ArtifactFailed(
+        f"ARTIFACT {folder} cannot be written: {error.strerror or error}",
+        "Give the job a larger volume, or folders that it may write; no part of the model is left.",
     )
 
 
@@ -222,9 +252,14 @@ def _output(path: Path, paths: MlPaths) -> Path:
 
 def _save_atomically(path: Path, values: NDArray[np.float32]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}")
-    np.save(unfinished, values)
+    unfinished = _unfinished(path)
+    with unfinished.open("wb") as file:
+        np.save(file, values)
     unfinished.rename(path)
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}")
 
 
 def _sync(path: Path) -> None:
@@ -236,35 +271,44 @@ def _sync(path: Path) -> None:
 
 
 def _remove_leftovers(paths: MlPaths) -> None:
-    """Of an earlier job in the same folders."""
-    _remove_artifact(paths)
-    _output(paths.failure, paths).unlink(missing_ok=True)
+    """Of an earlier job in the same folders. Raises ArtifactFailed."""
+    try:
+        _remove_artifact(paths)
+        _output(paths.failure, paths).unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(os.environ.get(environment.SM_MODEL_DIR) or paths.model, error) from error
 
 
 def _remove_artifact(paths: MlPaths) -> None:
     """Checkpoints stay: they are what the next job goes on from."""
     folder = Path(os.environ.get(environment.SM_MODEL_DIR) or paths.model)
-    for path in (*(folder / name for name in _ARTIFACT), _output(paths.test_outputs, paths)):
+    outputs = _output(paths.test_outputs, paths)
+    for path in (*(folder / name for name in _ARTIFACT), outputs, _unfinished(outputs)):
         path.unlink(missing_ok=True)
     shutil.rmtree(folder / _STAGING, ignore_errors=True)
 
 
 def _fail(error: Exception, paths: MlPaths, *, keep: bool = False) -> int:
-    """Tell the log and the failure file; returns the exit code.
+    """Tell the failure file and the log; returns the exit code.
 
     With `keep` a failure file that is there stays: of several processes the first to fail has the cause.
     """
-    if not isinstance(error, TrainingError):
-        traceback.print_exception(error)
     text = _failure_text(error)
-    print(f"training failed: {text}", file=sys.stderr, flush=True)
     path = _output(paths.failure, paths)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError), path.open("x" if keep else "w", encoding="utf-8") as file:
+        # The name of a file can hold what is no text.
+        with (
+            contextlib.suppress(FileExistsError),
+            path.open("x" if keep else "w", encoding="utf-8", errors="backslashreplace") as file,
+        ):
             file.write(text)
     except OSError as problem:
-        print(f"{path}: cannot be written ({problem.strerror})", file=sys.stderr, flush=True)
+        text = f"{text}\n{path}: cannot be written ({problem.strerror})"
+    with contextlib.suppress(OSError):  # the log may be what is broken
+        if not isinstance(error, TrainingError):
+            traceback.print_exception(error)
+        print(f"training failed: {text}", file=sys.stderr, flush=True)
     return error.exit_code if isinstance(error, TrainingError) else 1
 
 

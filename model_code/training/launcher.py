@@ -41,6 +41,12 @@ class World:
         if environment.RANK not in os.environ:
             return None
         rank, size, local_rank = map(_number, (environment.RANK, environment.WORLD_SIZE, environment.LOCAL_RANK))
+        if not local_rank <= rank < size:  # it would wait for processes that nobody starts
+            raise BadConfiguration(
+                f"{environment.RANK}: found {rank}, {environment.WORLD_SIZE} {size}, {environment.LOCAL_RANK} {local_rank}; "
+                "allowed: a rank below the size, and none on this host above it",
+                "They come from torchrun, all or none.",
+            )
         return cls(rank, size, local_rank)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from model_code.inference.contract import Preprocessing
 from model_code.training.examples import Examples
+from model_code.training.quantise import calibration_sample
 from model_code.training.trained import INPUT_NAME, OPSET, OUTPUT_NAME, TrainedModel
 
 _BATCH = 1000
@@ -28,8 +29,12 @@ def torch_model(
     response_key: str,
     hyperparameters: Mapping[str, Any],
     testing: Examples,
+    training: Examples | None = None,
 ) -> TrainedModel:
-    """A trained network that gives (n, classes) for inputs (n, ...), on whatever device it was trained."""
+    """A trained network that gives (n, classes) for inputs (n, ...), on whatever device it was trained.
+
+    Without `training`, the training channel, it cannot be quantised.
+    """
     # What is exported is also what is compared: plain float32 on a CPU, whatever device and layout it was trained in.
     network = copy.deepcopy(module).to("cpu", torch.float32).eval()
     network = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's stubs lack it
@@ -48,6 +53,7 @@ def torch_model(
         framework="torch",
         framework_versions={"torch": torch.__version__},
         testing=testing,
+        calibration=None if training is None else calibration_sample(training.inputs),
     )
 
 

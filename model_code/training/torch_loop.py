@@ -235,10 +235,7 @@ class _Loop:
         loss.backward()  # type: ignore[no-untyped-call]
         value, stop = self._group.reduce(state.network, loss, self._job.stop)
         if not math.isfinite(value):
-            raise Diverged(
-                f"DIVERGED at epoch {state.epoch}, step {state.step + 1} of {state.steps}: the loss is {value}",
-                f"Lower lr, now {self._settings.lr:g}, or look for odd values in the training channel.",
-            )
+            raise self._diverged(state.step + 1, f"the loss is {value}")
         state.optimizer.step()
         state.schedule.step()
         return value, stop
@@ -262,7 +259,17 @@ class _Loop:
             content = scores.loss.hex().encode()
         content = self._group.from_first(content)
         assert content is not None  # the first process gave it
-        return float.fromhex(content.decode())
+        loss = float.fromhex(content.decode())
+        if not math.isfinite(loss):
+            raise self._diverged(self._state.step, f"the loss on the testing channel is {loss}")
+        return loss
+
+    def _diverged(self, step: int, what: str) -> Diverged:
+        """Checkpoints that were written before are good, and stay."""
+        return Diverged(
+            f"DIVERGED at epoch {self._state.epoch}, step {step} of {self._state.steps}: {what}",
+            f"Lower lr, now {self._settings.lr:g}, or look for odd values in the training channel.",
+        )
 
     def _stop(self) -> NoReturn:
         """SageMaker kills the job 120 seconds after its SIGTERM. The others wait for the first one's checkpoint."""
@@ -278,7 +285,10 @@ class _Loop:
         )
 
     def _save(self) -> None:
+        """Never what has diverged: the checkpoint before it would be deleted in the end. Raises Diverged."""
         started = time.perf_counter()
+        if not self._state.is_finite():
+            raise self._diverged(self._state.step, "weights are no finite numbers any more")
         if self._checkpoints:
             self._checkpoints.save(self._state.total_steps, self._state.pack())
         self._saved_at = time.perf_counter()

@@ -60,6 +60,11 @@ class TrainingState:
         else:
             self.epochs_since += 1
 
+    def is_finite(self) -> bool:
+        """Whether every weight is a number: a loss that still is one can have gradients that are none."""
+        values = (value for value in self.network.state_dict().values() if value.is_floating_point())
+        return all(bool(torch.isfinite(value).all()) for value in values)
+
     def pack(self) -> dict[str, Any]:
         """Tensors and plain values; they change with the next step."""
         return {

@@ -25,7 +25,8 @@ class TrainedModel:
     `activation` says (model.json: log_softmax, logits or probabilities); `to_onnx` writes the same function as one
     self-contained ONNX model of OPSET, from INPUT_NAME (batch, ...) to OUTPUT_NAME (batch, classes), the same bytes for the
     same model. `testing` is the testing channel, `hyperparameters` are the effective ones. `framework` is a key of
-    `framework_versions`, the versions of what trained and exported.
+    `framework_versions`, the versions of what trained and exported. `calibration` (n, ...) are inputs of the training channel,
+    for int8; without them the model is released in float32 only.
     """
 
     outputs: Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -38,3 +39,4 @@ class TrainedModel:
     framework: str
     framework_versions: Mapping[str, str]
     testing: Examples
+    calibration: NDArray[np.float32] | None = None

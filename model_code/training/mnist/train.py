@@ -53,6 +53,7 @@ def train(job: Job) -> TrainedModel:
         response_key=RESPONSE_KEY,
         hyperparameters=dataclasses.asdict(settings),
         testing=testing,
+        training=training,
     )
 
 
