@@ -1,6 +1,7 @@
 """AWS clients for one environment, and the wall between the emulator and real accounts."""
 
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +15,12 @@ from infra.settings import LocalSettings, Settings
 
 # What `client` is: it gives the client of a service for an environment.
 Connect = Callable[[Settings, str], Any]
+# A throttled or failed call is repeated up to four times, after at most 1, 2, 4 and 8 seconds.
+_PATIENT = Config(retries={"mode": "standard", "max_attempts": 4}, connect_timeout=5)
+# For questions whose answer is worth a few seconds only: one repetition, and no long silence.
+QUICK = Config(retries={"mode": "standard", "total_max_attempts": 2}, connect_timeout=2, read_timeout=4)
+# boto3's sessions are not safe between threads, the clients that they make are.
+_MAKING = threading.Lock()
 _LOOPBACK = {"localhost", "127.0.0.1", "::1", "0.0.0.0"}
 # The emulator signs nothing; these say what they are wherever they turn up in a log.
 _EMULATOR_CREDENTIALS = {"aws_access_key_id": "emulator", "aws_secret_access_key": "emulator"}
@@ -44,20 +51,65 @@ def client(settings: Settings, service: str) -> Any:
     """A boto3 client for the environment's account and region.
 
     A local environment reaches the emulator with fixed credentials and reads no others. Any other environment refuses
-    an endpoint override that points at this machine, so that neither side can be taken for the other. Raises Refused.
+    an endpoint override that points at this machine, so that neither side can be taken for the other. An S3 client says
+    whose the environment's buckets have to be. Raises Refused.
     """
-    config = Config(region_name=settings.aws.region, retries={"mode": "standard", "max_attempts": 4}, connect_timeout=5)
+    with _MAKING:
+        return _client(settings, service, _PATIENT)
+
+
+def quick_client(settings: Settings, service: str) -> Any:
+    """The same with QUICK's patience, for `ferry preflight` and `ferry status`."""
+    with _MAKING:
+        return _client(settings, service, QUICK)
+
+
+def shared(connect: Connect) -> Connect:
+    """`connect` for several threads: each service's client is made once, one client at a time."""
+    made: dict[str, Any] = {}
+    making = threading.Lock()
+
+    def shared_client(settings: Settings, service: str) -> Any:
+        with making:
+            if service not in made:
+                made[service] = connect(settings, service)
+            return made[service]
+
+    return shared_client
+
+
+def _client(settings: Settings, service: str, patience: Config) -> Any:
+    config = patience.merge(Config(region_name=settings.aws.region))
     if settings.local is not None:
         session = boto3.Session(botocore_session=botocore.session.Session(session_vars=_NO_PROFILE))
         direct = config.merge(Config(proxies={}))
-        return session.client(service, endpoint_url=emulator_url(settings), config=direct, **_EMULATOR_CREDENTIALS)
+        made = session.client(service, endpoint_url=emulator_url(settings), config=direct, **_EMULATOR_CREDENTIALS)
+        return expect_owner(settings, made)
     real = boto3.client(service, config=config)
     if urlsplit(real.meta.endpoint_url).hostname in _LOOPBACK:
         raise Refused(
             f"AWS_ENDPOINT_URL or endpoint_url of the AWS profile is {real.meta.endpoint_url}, this machine, but "
             f"environment {settings.environment!r} stands for a real account; unset it, or use --env local"
         )
-    return real
+    return expect_owner(settings, real)
+
+
+def expect_owner(settings: Settings, client: Any) -> Any:
+    """Make an S3 `client` name the owner of the environment's buckets in every call; S3 answers 403 where it is another.
+
+    A bucket's name is free again once it was deleted, and whoever takes it would get our data, or give us theirs (S3 User
+    Guide, "Verifying bucket ownership with bucket owner condition"). Clients of other services stay as they are.
+    """
+    if client.meta.service_model.service_name != "s3":
+        return client
+    own = (settings.data_bucket, settings.artifact_bucket, settings.log_bucket)
+
+    def name_the_owner(params: dict[str, Any], model: Any, **_: Any) -> None:
+        if params.get("Bucket") in own and "ExpectedBucketOwner" in model.input_shape.members:
+            params.setdefault("ExpectedBucketOwner", settings.aws.account)
+
+    client.meta.events.register("before-parameter-build.s3", name_the_owner)
+    return client
 
 
 def emulator_environment(settings: Settings) -> dict[str, str]:

@@ -1,18 +1,22 @@
-"""How the operator reaches Azure: the address of the deployed app, and tokens from whoever is signed in."""
+"""How the operator reaches Azure: the address of the deployed app, tokens from whoever is signed in, Resource Manager."""
 
+import json
 import logging
 import os
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+import urllib3
 from azure.core.exceptions import AzureError
 
 from ferry.errors import FerryError, Refused
 from infra.settings import Settings
 
 AZURE_URL = "FERRY_AZURE_URL"
-# What Kudu, the deployment service of a Function App, takes tokens for.
+# What Kudu, the deployment service of a Function App, takes tokens for, and where Azure Resource Manager answers.
 MANAGEMENT = "https://management.azure.com"
+STORAGE = "https://storage.azure.com"
 
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
@@ -51,6 +55,64 @@ def bearer(credential: Credential, audience: str) -> dict[str, str]:
             f"credential of a service principal. What was tried:\n{error}"
         ) from error
     return {"Authorization": f"Bearer {token}"}
+
+
+class NotFound(FerryError):
+    """Azure has no such resource."""
+
+
+def ask(
+    credential: Credential,
+    url: str,
+    *,
+    audience: str = MANAGEMENT,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+) -> tuple[Any, Mapping[str, str]]:
+    """One question to an API of Azure, without a repetition: the document, None where there is none, and the headers.
+
+    Raises NotFound for 404, FerryError with Azure's own words and what to do for everything else that is no answer.
+    """
+    sent = bearer(credential, audience) | dict(headers or {})
+    try:
+        answer = urllib3.request(method, url, headers=sent, timeout=_SECONDS, retries=False, redirect=False)
+    except urllib3.exceptions.SSLError as error:
+        raise FerryError(
+            f"{urlsplit(url).netloc}: {error}. Something between here and Azure, as a proxy that looks into TLS does, shows a "
+            "certificate that this machine does not trust; add that proxy's CA to the system's (SSL_CERT_FILE, "
+            "REQUESTS_CA_BUNDLE)"
+        ) from error
+    except urllib3.exceptions.HTTPError as error:
+        raise FerryError(
+            f"{urlsplit(url).netloc}: {error}; name resolution, a firewall or a proxy may be why"
+        ) from error
+    if 200 <= answer.status < 300:
+        return (json.loads(answer.data) if answer.data else None), answer.headers
+    said = _said(answer.data)
+    message = f"{method} {url.partition('?')[0]}: HTTP {answer.status}: {said}"
+    if answer.status == 404:
+        raise NotFound(message)
+    if answer.status == 429:
+        after = answer.headers.get("Retry-After")
+        wait = f"{after} s" if after else "a minute"
+        raise FerryError(f"{message}. Azure answers too many requests at once; wait {wait}")
+    raise FerryError(message + _ADVICE.get(answer.status, ""))
+
+
+_SECONDS = urllib3.Timeout(connect=2, read=4)
+_ADVICE = {
+    401: ". The token is none for this tenant: `az login --tenant <tenant>`",
+    403: ". Whoever is signed in (`az account show`) lacks a role there: Reader is enough to look",
+}
+
+
+def _said(content: bytes) -> str:
+    """`Code: message` of an error of Azure Resource Manager, else the beginning of what came."""
+    try:
+        error = json.loads(content)["error"]
+        return f"{error['code']}: {error['message']}"
+    except (ValueError, TypeError, KeyError):
+        return content[:300].decode(errors="replace")
 
 
 def app_url(settings: Settings) -> str:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
+from botocore.exceptions import BotoCoreError, ClientError
 from rich.table import Table
 
 from ferry import local as local_environment
+from ferry.aws_errors import explain
 from ferry.console import ERR, OUT, error_line, line
 from ferry.errors import FerryError, Refused
 from infra.settings import (
@@ -51,10 +52,8 @@ class _Interface(click.Group):
             _fail(str(error), Refused.exit_code)
         except FerryError as error:
             _fail(str(error), error.exit_code)
-        except EndpointConnectionError as error:
-            _fail(f"{error} In a local environment start the emulator: ferry local up emulator", FerryError.exit_code)
         except (BotoCoreError, ClientError) as error:
-            _fail(f"AWS: {error}", FerryError.exit_code)
+            _fail(f"AWS: {explain(error)}", FerryError.exit_code)
         except OSError as error:
             _fail(f"{error.filename or 'system'}: {error.strerror or error}", FerryError.exit_code)
         except (KeyboardInterrupt, click.Abort):
@@ -83,6 +82,7 @@ def main(environment: str | None) -> None:
     On one machine, without an account:   ferry demo
     With two clouds:                      ferry image push, ferry data upload, ferry train, ferry approve,
                                           cdk deploy, ferry package, cdktf deploy, ferry verify
+    Before a deployment, and after it:    ferry preflight, ferry status
     One request, many, what it costs:     ferry invoke, ferry batch, ferry cost, ferry recommend
     Back to an earlier model:             ferry rollback
     Other code, the same release:         ferry package, ferry publish azure
@@ -590,5 +590,5 @@ def demo(
     run(settings, path, source, output.resolve(), keep)
 
 
-# The commands around a hosted model are registered by their own module, which needs what is defined above.
-from ferry import cli_hosting  # noqa: E402, F401
+# The commands around a deployment and a hosted model are registered by modules of their own, which need what is defined above.
+from ferry import cli_deploy, cli_hosting  # noqa: E402, F401

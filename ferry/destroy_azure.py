@@ -125,7 +125,7 @@ class Terraform:
         self.folder = folder
         self._logs = logs
         self._report = report
-        self._binary = _binary()
+        self._binary = binary()
         self._environment = os.environ | {"TF_IN_AUTOMATION": "1", "TF_INPUT": "0", "CHECKPOINT_DISABLE": "1"}
 
     def init(self) -> None:
@@ -197,8 +197,8 @@ class Terraform:
         return finished.stdout
 
 
-def _binary() -> str:
-    """The binary that the cdktf command line would take, too."""
+def binary() -> str:
+    """Path of `terraform` or `tofu`: the binary that the cdktf command line would take, too. Raises Refused without one."""
     wanted = os.environ.get("TERRAFORM_BINARY_NAME")
     names = [wanted] if wanted else ["terraform", "tofu"]
     found = next((path for name in names if (path := shutil.which(name))), None)

@@ -23,7 +23,7 @@ from ferry.console import Report
 from ferry.errors import FerryError, Refused
 from ferry.files import write_atomically
 from ferry.tools import run
-from infra.aws.image import PROCESSING_SUFFIX, image_tag, training_image_tag
+from infra.aws.image import PROCESSING_SUFFIX, image_tag, image_uri, training_image_tag
 from infra.settings import ROOT, Settings
 
 ENGINES = ("docker", "podman")
@@ -141,8 +141,33 @@ def push(
 
 def digest(ecr: Any, image: Image) -> str | None:
     """The digest that a tag has in ECR; None where it has none. Raises Refused where the repository is not deployed."""
-    detail = _described(ecr, image)
+    detail = _described(ecr, image, {"imageTag": image.tag})
     return None if detail is None else str(detail["imageDigest"])
+
+
+def absent_images(settings: Settings, ecr: Any) -> list[str]:
+    """Look at every image that the stacks of an environment name, as ECR has it; returns those that are not there.
+
+    The serving image is the one that Hosting would pin, by digest where one is known. Raises FerryError for one that
+    SageMaker would not take, and for a tag that is not what was pushed under it; Refused where a repository is not deployed.
+    """
+    absent = []
+    pinned = image_uri(settings).partition("@")[2]
+    for image in images(settings):
+        wanted = {"imageDigest": pinned} if pinned and image.name == "serving" else {"imageTag": image.tag}
+        detail = _described(ecr, image, wanted)
+        if detail is None:
+            absent.append(f"{image.registry}/{image.repository}@{pinned}" if "imageDigest" in wanted else image.uri)
+            continue
+        _check_manifest(ecr, image, detail)
+    noted = _noted(settings)
+    serving = images(settings)[0]
+    if noted is not None and noted[0] == serving.tag and (found := digest(ecr, serving)) not in (noted[1], None):
+        raise FerryError(
+            f"{serving.uri} is {found}, and {settings.image_path} noted {noted[1]} when it was pushed: the tag has moved. "
+            "`ferry image push` notes what is there after looking at it"
+        )
+    return absent
 
 
 def check(image: Image, architecture: str, labels: Mapping[str, str], origin: str) -> None:
@@ -222,9 +247,9 @@ def _log_in(tool: str, ecr: Any, report: Report) -> None:
     report(f"logged in {registry}")
 
 
-def _described(ecr: Any, image: Image) -> dict[str, Any] | None:
+def _described(ecr: Any, image: Image, wanted: dict[str, str]) -> dict[str, Any] | None:
     try:
-        answer = ecr.describe_images(repositoryName=image.repository, imageIds=[{"imageTag": image.tag}])
+        answer = ecr.describe_images(repositoryName=image.repository, imageIds=[wanted])
     except ClientError as error:
         code = error.response["Error"]["Code"]
         if code == "RepositoryNotFoundException":
@@ -236,10 +261,15 @@ def _described(ecr: Any, image: Image) -> dict[str, Any] | None:
 
 
 def _check_pushed(ecr: Any, image: Image, *, looked_at: bool) -> None:
-    """What ECR holds, by digest: its manifest's format and, where it was not looked at before, architecture and labels."""
-    detail = _described(ecr, image)
+    """What was pushed, as ECR has it; `looked_at` says that architecture and labels are known to be right."""
+    detail = _described(ecr, image, {"imageTag": image.tag})
     if detail is None:
         raise FerryError(f"{image.uri}: not in ECR after it was pushed; run `ferry image push` again")
+    _check_manifest(ecr, image, detail, looked_at=looked_at)
+
+
+def _check_manifest(ecr: Any, image: Image, detail: dict[str, Any], *, looked_at: bool = False) -> None:
+    """What ECR holds, by digest: its manifest's format and, where it was not looked at before, architecture and labels."""
     origin = f"{image.registry}/{image.repository}@{detail['imageDigest']}"
     media_type = detail.get("imageManifestMediaType", DOCKER_MANIFEST)
     if media_type != DOCKER_MANIFEST:

@@ -1,4 +1,4 @@
-"""Sends the release's golden inputs to the doors and compares the answers with what the training framework gave."""
+"""Sends the release's golden inputs to the doors and compares the answers with the golden ones of its training job."""
 
 import time
 from dataclasses import dataclass

@@ -88,13 +88,13 @@ def found(report: Report) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("framework", ACCEPTED)
-def test_checkov_read_the_templates(framework: str, reports: dict[str, Report]) -> None:
+def test_d20_checkov_read_the_templates(framework: str, reports: dict[str, Report]) -> None:
     summary = reports[framework]["summary"]
     assert summary["passed"] + summary["failed"] > 0
     assert summary["parsing_errors"] == 0
 
 
-def test_checkov_examined_every_variant_of_the_azure_stack(reports: dict[str, Report]) -> None:
+def test_d20_checkov_examined_every_variant_of_the_azure_stack(reports: dict[str, Report]) -> None:
     results = reports["terraform_json"]["results"]
     examined = Counter(check["file_path"].split("/")[1] for check in results["failed_checks"])
     assert set(examined) == set(VARIANTS)  # of a compact report the failed checks are all there is
@@ -108,7 +108,9 @@ def test_only_what_has_no_isolation_or_is_told_to_be_without_is_found_to_be(repo
 
 
 @pytest.mark.parametrize("framework", ACCEPTED)
-def test_checkov_finds_nothing_that_was_not_accepted_with_a_reason(framework: str, reports: dict[str, Report]) -> None:
+def test_d20_checkov_finds_nothing_that_was_not_accepted_with_a_reason(
+    framework: str, reports: dict[str, Report]
+) -> None:
     findings = found(reports[framework])
     assert {key: name for key, name in findings.items() if key not in ACCEPTED[framework]} == {}
 

@@ -184,7 +184,7 @@ def test_docker_without_buildx_builds_with_its_old_builder(
     assert all(call[1:3] == ["build", "--platform"] for call in builds)
 
 
-def test_an_image_without_its_label_is_never_pushed(
+def test_d13_an_image_without_its_label_is_never_pushed(
     settings: Settings, ecr: Any, registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = install("docker", tmp_path, registry, monkeypatch)
@@ -197,7 +197,7 @@ def test_an_image_without_its_label_is_never_pushed(
     assert not settings.image_path.exists()
 
 
-def test_a_manifest_that_sagemaker_refuses_is_named_with_its_digest_and_not_noted(
+def test_d13_a_manifest_that_sagemaker_refuses_is_named_with_its_digest_and_not_noted(
     settings: Settings, ecr: Any, registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = install("docker", tmp_path, registry, monkeypatch)
@@ -372,7 +372,7 @@ def test_a_failed_phase_ends_with_what_codebuild_says_about_it(settings: Setting
     ("wrong", "problem"),
     [({"architecture": "arm64"}, "built for arm64"), ({"labels": {}}, "lacks the label")],
 )
-def test_what_codebuild_pushed_is_looked_at_in_ecr(settings: Settings, wrong: dict[str, Any], problem: str) -> None:
+def test_d13_what_codebuild_pushed_is_looked_at_in_ecr(settings: Settings, wrong: dict[str, Any], problem: str) -> None:
     with pytest.raises(FerryError, match=rf"@{DIGEST}: {problem}"):
         without_engine(settings, in_codebuild(**wrong))
     assert not settings.image_path.exists()

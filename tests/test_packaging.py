@@ -102,7 +102,7 @@ def probe(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
 
 
-def test_our_files_are_exactly_the_allowed_ones(names: list[str]) -> None:
+def test_d14_our_files_are_exactly_the_allowed_ones(names: list[str]) -> None:
     core = [path.name for path in (ROOT / "model_code" / "inference").glob("*.py")]
     expected = {"host.json", "function_app.py", "model_code/__init__.py", "model_code/environment.py"}
     expected |= {f"model_code/inference/{name}" for name in core}
@@ -187,7 +187,7 @@ def test_it_answers_a_request_in_a_process_that_can_import_nothing_else(built: P
 
 
 @pytest.mark.parametrize("missing", ["werkzeug", "numpy", "onnxruntime", "simdjson", "PIL"])
-def test_a_package_without_one_of_its_distributions_fails_the_self_test(missing: str, unpacked: Path) -> None:
+def test_d14_a_package_without_one_of_its_distributions_fails_the_self_test(missing: str, unpacked: Path) -> None:
     shutil.rmtree(unpacked / SITE_PACKAGES / missing)
     finished = probe(unpacked)
     assert finished.returncode != 0
@@ -245,7 +245,7 @@ def test_a_package_for_a_python_that_is_not_here_is_tested_with_the_same_version
     assert all(f".cpython-{OTHER_PYTHON.replace('.', '')}-x86_64-linux-gnu.so" in name for name in compiled)
 
 
-def test_a_package_over_the_limit_names_its_largest_entries_and_leaves_the_previous_one(
+def test_d14_a_package_over_the_limit_names_its_largest_entries_and_leaves_the_previous_one(
     release_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(package_module, "MAX_PACKAGE_BYTES", 20 * 2**20)
@@ -362,7 +362,7 @@ def test_a_damaged_wheel_is_refused(tmp_path: Path) -> None:
     "tags",
     ["cp310-cp310-manylinux2014_x86_64", "py2-none-any", "cp312-cp312-win_amd64", "cp312-cp312-manylinux2014_aarch64"],
 )
-def test_a_wheel_for_another_python_or_machine_is_refused(tags: str, tmp_path: Path) -> None:
+def test_d14_a_wheel_for_another_python_or_machine_is_refused(tags: str, tmp_path: Path) -> None:
     (folder,) = cached_folder(tmp_path)
     for wheel in folder.iterdir():
         wheel.unlink()

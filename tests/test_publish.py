@@ -89,7 +89,7 @@ def test_the_token_is_for_azures_management(package: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 409, 429, 500, 503])
-def test_what_may_pass_is_tried_again_and_said(package: Path, status: int) -> None:
+def test_d15_what_may_pass_is_tried_again_and_said(package: Path, status: int) -> None:
     replies = {PUBLISH: [Reply(status, b"not yet"), Reply(status, b"not yet"), ACCEPTED], STATUS: [deployment(4)]}
     server, lines = send(package, replies)
     assert len(server.paths("POST")) == 3
@@ -121,7 +121,7 @@ def test_a_wish_beyond_our_patience_ends_it_at_once(package: Path) -> None:
     assert "gave up after 20 s" in message
 
 
-def test_the_last_answer_says_what_is_missing(package: Path) -> None:
+def test_d15_the_last_answer_says_what_is_missing(package: Path) -> None:
     message = failure(package, {PUBLISH: [Reply(403, b"AuthorizationFailed")]}, IMPATIENT)
     assert "HTTP 403" in message
     assert "Website Contributor" in message
@@ -129,7 +129,7 @@ def test_the_last_answer_says_what_is_missing(package: Path) -> None:
     assert "can be run again" in message
 
 
-def test_nobody_listening_is_tried_again_until_patience_ends(package: Path) -> None:
+def test_d16_nobody_listening_is_tried_again_until_patience_ends(package: Path) -> None:
     with scripted({}) as server:
         pass
     with pytest.raises(FerryError, match="gave up after"):
@@ -144,7 +144,7 @@ def test_a_failed_deployment_shows_the_end_of_its_log(package: Path) -> None:
     assert "host.json missing" in message
 
 
-def test_an_app_whose_own_role_has_not_arrived_gets_the_package_again(package: Path) -> None:
+def test_d15_an_app_whose_own_role_has_not_arrived_gets_the_package_again(package: Path) -> None:
     forbidden = log("Failed to upload because Azure Storage responded with Forbidden : 403 (not authorized)")
     replies = {PUBLISH: [ACCEPTED], STATUS: [deployment(3), deployment(4)], LOG: [forbidden]}
     server, _ = send(package, replies)

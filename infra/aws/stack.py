@@ -39,8 +39,13 @@ class EnvironmentStack(cdk.Stack):
 
     @property
     def removal_policy(self) -> cdk.RemovalPolicy:
-        """What happens to data and logs when the stack is deleted. Buckets that still hold objects are never emptied."""
-        return cdk.RemovalPolicy.RETAIN if self.settings.aws.retain_data else cdk.RemovalPolicy.DESTROY
+        """What happens to data and logs when the stack is deleted. Buckets that still hold objects are never emptied.
+
+        What a failed first deployment made goes with it (RetainExceptOnCreate): it is empty, and left behind its fixed name
+        would be in the way of the next one.
+        """
+        retain = cdk.RemovalPolicy.RETAIN_ON_UPDATE_OR_DELETE
+        return retain if self.settings.aws.retain_data else cdk.RemovalPolicy.DESTROY
 
     def log_group(self, construct_id: str, *, key: kms.IKey, name: str | None = None) -> logs.CfnLogGroup:
         """An encrypted log group with the environment's retention; without a `name` CloudFormation finds one."""
