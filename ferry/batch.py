@@ -27,7 +27,7 @@ from ferry.log_tail import LogTail
 from ferry.progress import progress
 from ferry.stack_outputs import stack_output
 from ferry.steps import objects, transform
-from ferry.steps.job import StepJob
+from ferry.steps.job import StepJob, alone
 from infra.aws.instance_types import volume_key
 from infra.settings import BATCH_PREFIX, Settings
 from model_code.inference.codecs import CSV, JPEG, JSON, JSON_LINES, NPY, PNG
@@ -311,7 +311,8 @@ def _run_here(
         return "Completed", None, {}
     step = StepJob(settings, job, settings.build_path / "batch" / job / "container", report)
     try:
-        transform.run(step, dict(request))
+        with alone(settings):
+            transform.run(step, dict(request))
     except transform.TransformFailed as error:
         return "Failed", "ClientError: See job logs for more information", error.reasons
     return "Completed", None, {}

@@ -15,11 +15,14 @@ from typing import Any
 from ferry import aws
 from ferry.console import Report
 from ferry.errors import FerryError, Refused
-from infra.settings import ROOT, DatasetSettings, Settings
+from infra.aws.pipeline_requests import ALL_FILES, input_manifest
+from infra.settings import DATASETS_PREFIX, MANIFEST_FILE, ROOT, DatasetSettings, Settings
 from model_code.environment import CHANNEL_FOLDERS
 from model_code.training.dataset import Dataset
 from model_code.training.errors import BadConfiguration, TrainingError
 from model_code.training.examples import Examples
+
+_JSON = {"ContentType": "application/json", "ChecksumAlgorithm": "SHA256"}
 
 
 def known_models() -> list[str]:
@@ -56,23 +59,29 @@ def dataset_settings(settings: Settings, dataset: str) -> DatasetSettings:
 
 
 def upload(settings: Settings, dataset: Dataset, report: Report) -> str:
-    """Make the dataset prefix of the data bucket hold these files, their manifest last; returns the manifest's s3:// URI.
+    """Put a version of the dataset into the data bucket, its manifest after its files; returns the manifest's s3:// URI.
 
-    A copy of the manifest under its own sha256 comes after everything else and is written once: its creation starts the
-    pipeline, so half an upload starts nothing, and the same data start it once. Files that the bucket already holds with the
-    same content are left alone, so an interrupted upload is simply run again. Files of an earlier dataset leave the channels;
-    the bucket keeps their versions.
+    A version lies below the sha256 of its manifest, and no other version's files do: an execution of the pipeline reads the
+    version that it was started with to its end, whatever is uploaded meanwhile. Then the dataset's own prefix names it as the
+    newest. Last comes the object that announces it; it is written once, and its creation starts the pipeline: so half an upload
+    starts nothing, and the same data start it once. Files that the bucket already holds with the same content are left alone,
+    so an interrupted upload is simply run again. Earlier versions stay.
     """
     s3, bucket = aws.client(settings, "s3"), settings.data_bucket
-    entries = [_upload_file(s3, settings, path, report) for path in dataset.files()]
-    _remove_others(s3, settings, {entry["key"] for entry in entries}, report)
-    document = {"schema_version": 1, "dataset": dataset.name, "files": entries}
+    files = {f"{path.parent.name}/{path.name}": path for path in dataset.files()}
+    entries = [_entry(name, path) for name, path in files.items()]
+    document = {"schema_version": 2, "dataset": dataset.name, "files": entries}
     manifest = (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
-    options = {"ContentType": "application/json", "ChecksumAlgorithm": "SHA256"}
-    s3.put_object(Bucket=bucket, Key=settings.dataset_manifest, Body=manifest, **options)
-    started = settings.started_manifest(hashlib.sha256(manifest).hexdigest())
+    version = settings.dataset_version(hashlib.sha256(manifest).hexdigest())
+    prefix = f"{DATASETS_PREFIX}/{version}"
+    for entry, path in zip(entries, files.values(), strict=True):
+        _upload_file(s3, settings, f"{prefix}/{entry['path']}", path, entry["sha256"], report)
+    documents = _input_manifests(f"s3://{bucket}/{prefix}/", list(files)) | {MANIFEST_FILE: manifest}
+    for place in (prefix, settings.dataset_prefix):
+        for name, content in documents.items():
+            s3.put_object(Bucket=bucket, Key=f"{place}/{name}", Body=content, **_JSON)
     try:
-        s3.put_object(Bucket=bucket, Key=started, Body=manifest, IfNoneMatch="*", **options)
+        s3.put_object(Bucket=bucket, Key=version, Body=manifest, IfNoneMatch="*", **_JSON)
     except s3.exceptions.ClientError as error:
         if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (409, 412):
             raise
@@ -80,29 +89,34 @@ def upload(settings: Settings, dataset: Dataset, report: Report) -> str:
     return f"s3://{bucket}/{settings.dataset_manifest}"
 
 
-def _upload_file(s3: Any, settings: Settings, path: Path, report: Report) -> dict[str, Any]:
-    """Put one file into its channel unless it is there; returns its entry in the manifest."""
+def _entry(name: str, path: Path) -> dict[str, Any]:
+    """What the manifest says of one file."""
     content = path.read_bytes()
-    key = f"{settings.dataset_prefix}/{path.parent.name}/{path.name}"
-    digest = hashlib.sha256(content).hexdigest()
-    if _stored_sha256(s3, settings.data_bucket, key) == digest:
+    return {"path": name, "sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+
+
+def _input_manifests(prefix: str, names: list[str]) -> dict[str, bytes]:
+    """What the pipeline's jobs are given as an S3DataType ManifestFile: the files of each channel's folder, and all of them."""
+    found = {input_manifest(ALL_FILES): json.dumps([{"prefix": prefix}, *names]).encode()}
+    for folder in CHANNEL_FOLDERS.values():
+        below = f"{folder}/"
+        own = [name.removeprefix(below) for name in names if name.startswith(below)]
+        found[input_manifest(folder)] = json.dumps([{"prefix": f"{prefix}{below}"}, *own]).encode()
+    return found
+
+
+def _upload_file(s3: Any, settings: Settings, key: str, path: Path, sha256: str, report: Report) -> None:
+    """Put one file under its key unless it is there."""
+    if _stored_sha256(s3, settings.data_bucket, key) == sha256:
         report(f"  {key}: already there")
-    else:
-        s3.put_object(
-            Bucket=settings.data_bucket, Key=key, Body=content, Metadata={"sha256": digest}, ChecksumAlgorithm="SHA256"
-        )
-        report(f"  {key}: {len(content):,} bytes")
-    return {"key": key, "sha256": digest, "size": len(content)}
-
-
-def _remove_others(s3: Any, settings: Settings, ours: set[str], report: Report) -> None:
-    for channel in CHANNEL_FOLDERS.values():
-        prefix = f"{settings.dataset_prefix}/{channel}/"
-        pages = s3.get_paginator("list_objects_v2").paginate(Bucket=settings.data_bucket, Prefix=prefix)
-        for key in [entry["Key"] for page in pages for entry in page.get("Contents", [])]:
-            if key not in ours:
-                s3.delete_object(Bucket=settings.data_bucket, Key=key)
-                report(f"  {key}: of an earlier dataset, removed")
+        return
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise FerryError(f"{path}: changed while it was uploaded; nothing was started, run it again")
+    s3.put_object(
+        Bucket=settings.data_bucket, Key=key, Body=content, Metadata={"sha256": sha256}, ChecksumAlgorithm="SHA256"
+    )
+    report(f"  {key}: {len(content):,} bytes")
 
 
 def _stored_sha256(s3: Any, bucket: str, key: str) -> str | None:

@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,11 +82,18 @@ def up(settings: Settings, services: Sequence[str], report: Report) -> None:
 
 
 def down(settings: Settings, report: Report) -> None:
-    """End every service that this environment started; running it again, or with nothing up, is fine."""
+    """End every service that this environment started, and what a killed `ferry train --local` or `ferry batch` left running.
+
+    Running it again, or with nothing up, is fine; so is a job of a command that is still there, which goes on.
+    """
+    from ferry.steps.job import alone  # it needs this module
+
     with exclusively(settings.build_path / "local" / "lock", "ferry local"):
         for name in reversed(SERVICES):
             ended = processes.stop(_mark(settings, name), _STOP_SECONDS)
             report(f"{name:10} {'ended' if ended else 'was not running'}")
+    with suppress(FerryError), alone(settings):
+        pass
 
 
 def status(settings: Settings) -> dict[str, Any]:

@@ -58,9 +58,9 @@ def uploaded_data(settings: Settings, s3: Any, dataset: str) -> Data:
 def start_parameters(
     settings: Settings, definition: dict[str, Any], data: Data, given: Mapping[str, str]
 ) -> dict[str, str]:
-    """The parameters of an execution on `data`: its manifest, and gate and hyperparameters of its table; `given` wins.
+    """The parameters of an execution on `data`: its version, gate and hyperparameters of its table, quantize; `given` wins.
 
-    Raises Refused for a hyperparameter of the table that the deployed pipeline does not know.
+    Raises Refused for one of them that the deployed pipeline does not know.
     """
     declared = {each["Name"] for each in definition.get("Parameters", [])}
     table = dataset_settings(settings, data.dataset)
@@ -72,7 +72,19 @@ def start_parameters(
         )
     return wanted | {
         "Dataset": data.dataset,
-        "DatasetManifest": settings.started_manifest(data.manifest_sha256),
+        "DatasetVersion": settings.dataset_version(data.manifest_sha256),
         "Gate": str(table.gate),
+        **_quantize(settings, declared),
         **given,
     }
+
+
+def _quantize(settings: Settings, declared: set[str]) -> dict[str, str]:
+    """A pipeline that was deployed before it could quantise cannot be told so; one that can is always told."""
+    if "Quantize" in declared:
+        return {"Quantize": settings.model.quantize}
+    if settings.model.quantize == "none":
+        return {}
+    raise Refused(
+        f"model.quantize is {settings.model.quantize!r} and the deployed pipeline has no parameter Quantize: deploy Training again"
+    )

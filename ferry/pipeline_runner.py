@@ -16,14 +16,13 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from ferry import aws, processes
+from ferry import aws
 from ferry.console import Report
 from ferry.errors import FerryError, Refused
 from ferry.files import write_atomically
-from ferry.local import exclusively
 from ferry.pipeline_values import Scope, holds, references, resolve, typed_parameters, unknown_conditions
 from ferry.steps import model, processing, training, transform
-from ferry.steps.job import STOP_SECONDS, StepJob, mark
+from ferry.steps.job import StepJob, alone
 from infra.settings import Settings
 
 SUCCEEDED, FAILED, EXECUTING, STOPPED = "Succeeded", "Failed", "Executing", "Stopped"
@@ -100,8 +99,7 @@ def run_pipeline(
         raise Refused(f"pipeline {pipeline}: definition version {definition.get('Version')!r}; allowed: '2020-12-01'")
     execution, scope = _begin(settings, pipeline, typed_parameters(definition.get("Parameters", []), given))
     _check(settings, definition["Steps"], scope)
-    with exclusively(execution.folder.parent / "lock", "ferry train --local"):
-        processes.stop(mark(settings), STOP_SECONDS)  # of an earlier execution that was killed
+    with alone(settings):
         _close_records(execution.folder.parent)
         _Runner(settings, execution, scope, report).run(definition["Steps"])
     return execution

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -53,15 +53,15 @@ def stop(mark: str, seconds: float) -> bool:
     marked = find(mark)
     pids = {process.pid for process in marked}
     for process in marked:
-        try:
+        # psutil signals no process that only has the pid of one that ended; and a process may end at any time.
+        with suppress(psutil.NoSuchProcess):
             # A server hands the signal on to its workers in its own order; only orphans get it from here.
             if process.ppid() not in pids:
                 process.send_signal(signal.SIGTERM)
-        except psutil.NoSuchProcess:
-            continue
     psutil.wait_procs(marked, timeout=seconds)
     for process in find(mark):
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     _reap()
     return bool(marked)
 

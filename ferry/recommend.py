@@ -108,6 +108,8 @@ def start(
     report(f"payload   {uri}")
     job = f"{settings.prefix}-{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     request = _request(settings, job, package, uri, description, load_test, role)
+    # Before the job is there: whoever is killed right after that knows what to follow, and starts no second one.
+    report(f"job       {job}; to see it again: ferry recommend --follow {job}")
     try:
         arn = connect(settings, "sagemaker").create_inference_recommendations_job(**request)["JobArn"]
     except ClientError as error:

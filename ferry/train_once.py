@@ -121,9 +121,7 @@ def model_trainer(settings: Settings, trainer_type: Any, arguments: dict[str, An
             compression_type=output["CompressionType"],
         ),
         input_data_config=[
-            configs.InputData(
-                channel_name=channel["ChannelName"], data_source=channel["DataSource"]["S3DataSource"]["S3Uri"]
-            )
+            configs.InputData(channel_name=channel["ChannelName"], data_source=_data_source(shapes, channel))
             for channel in arguments["InputDataConfig"]
         ],
         checkpoint_config=checkpoints
@@ -140,6 +138,16 @@ def model_trainer(settings: Settings, trainer_type: Any, arguments: dict[str, An
             shapes.MetricDefinition(name=each["Name"], regex=each["Regex"])
             for each in algorithm.get("MetricDefinitions", [])
         ]
+    )
+
+
+def _data_source(shapes: Any, channel: dict[str, Any]) -> Any:
+    """The S3DataSource of a channel; of a text the SDK would make a prefix, and a channel may be a manifest."""
+    source = channel["DataSource"]["S3DataSource"]
+    return shapes.S3DataSource(
+        s3_data_type=source["S3DataType"],
+        s3_uri=source["S3Uri"],
+        s3_data_distribution_type=source["S3DataDistributionType"],
     )
 
 

@@ -6,7 +6,7 @@ The emulator is moto's server, real enough here: S3, pipelines and the model reg
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,14 @@ from click.testing import CliRunner, Result
 
 from ferry import aws
 from ferry.cli import main
+from ferry.data import upload
 from infra.aws.image import image_uri, own_training_image_uri, processing_image_uri
 from infra.aws.pipeline_definition import pipeline_definition
 from infra.aws.pipeline_requests import PipelineResources, TrainingCode
 from infra.aws.source_bundle import source_bundle
-from infra.settings import ROOT, TRAINING_PREFIX, Settings, load_settings
+from infra.settings import DATASETS_PREFIX, ROOT, TRAINING_PREFIX, Settings, load_settings
 from model_code.environment import CHANNEL_FOLDERS
+from model_code.training.dataset import lay_out
 from tests.emulator_server import emulator_server
 from tests.idx_files import digit_like, idx
 from tests.local_settings import local_settings
@@ -71,24 +73,22 @@ def fresh_account(emulator: Settings, folder: Path) -> Account:
 
 
 def upload_images(account: Account, *, dataset: str = "mnist", train: int = 256, test: int = 60) -> str:
-    """Tiny IDX channels and their manifest, the last object being its copy by hash; returns the manifest's sha256."""
-    settings, s3 = account.settings, account.client("s3")
+    """Upload tiny IDX channels as `ferry data upload` does; returns the manifest's sha256."""
+    contents = {}
     for channel, prefix, count in (("training", "train", train), ("testing", "t10k", test)):
         images, labels = digit_like(count, seed=count)
         for name, values in (("images-idx3", images), ("labels-idx1", labels)):
-            key = f"{settings.dataset_prefix}/{CHANNEL_FOLDERS[channel]}/{prefix}-{name}-ubyte.gz"
-            s3.put_object(Bucket=settings.data_bucket, Key=key, Body=gzip.compress(idx(values)))
-    return put_manifest(account, dataset)
+            path = f"{CHANNEL_FOLDERS[channel]}/{prefix}-{name}-ubyte.gz"
+            contents[path] = gzip.compress(idx(values), mtime=0)
+    return upload_files(account, contents, dataset)
 
 
-def put_manifest(account: Account, dataset: str) -> str:
-    """The manifest of `dataset` and its copy by hash; returns the sha256."""
-    settings, s3 = account.settings, account.client("s3")
-    manifest = json.dumps({"schema_version": 1, "dataset": dataset, "files": []}).encode()
-    sha256 = hashlib.sha256(manifest).hexdigest()
-    for key in (settings.dataset_manifest, settings.started_manifest(sha256)):
-        s3.put_object(Bucket=settings.data_bucket, Key=key, Body=manifest)
-    return sha256
+def upload_files(account: Account, contents: Mapping[str, bytes], dataset: str) -> str:
+    """Upload files, by their paths below the dataset, and return the manifest's sha256."""
+    settings = account.settings
+    upload(settings, lay_out(contents, settings.build_path / "data" / dataset, dataset, "a test"), lambda _: None)
+    answer = account.client("s3").get_object(Bucket=settings.data_bucket, Key=settings.dataset_manifest)
+    return hashlib.sha256(answer["Body"].read()).hexdigest()
 
 
 def definition(account: Account, *, own_image: bool = False) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def definition(account: Account, *, own_image: bool = False) -> dict[str, Any]:
     )
     own = TrainingCode(own_training_image_uri(settings), None, "sha256:own")
     resources = PipelineResources(
-        dataset_uri=f"s3://{settings.data_bucket}/{settings.dataset_prefix}",
+        datasets_uri=f"s3://{settings.data_bucket}/{DATASETS_PREFIX}",
         output_uri=f"s3://{settings.artifact_bucket}/{TRAINING_PREFIX}",
         code=own if own_image else script,
         processing_image=processing_image_uri(settings),

@@ -1,14 +1,18 @@
 """The command line says what is wrong, with the exit code that scripts rely on."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
+from ferry import aws
 from infra.settings import ROOT, load_settings
+from tests.kills import run
 from tests.local_settings import write_settings
 
 
@@ -98,6 +102,69 @@ def test_without_the_emulator_the_message_says_how_to_start_it(tmp_path: Path) -
     assert finished.returncode == 1
     assert "ferry local up emulator" in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+# What somebody who works with real accounts has in the environment.
+REAL_ACCOUNT = {
+    "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
+    "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+    "AWS_SESSION_TOKEN": "token",
+    "AWS_PROFILE": "company",
+    "AWS_REGION": "eu-west-1",
+    "AWS_ENDPOINT_URL_S3": "https://s3.eu-west-1.amazonaws.com",
+    "AWS_USE_DUALSTACK_ENDPOINT": "true",
+    "AWS_USE_FIPS_ENDPOINT": "true",
+    "HTTPS_PROXY": "http://proxy.example:3128",
+    "HTTP_PROXY": "http://proxy.example:3128",
+}
+HERE = ("localhost", "127.0.0.1", "::1")
+
+
+def test_every_client_of_a_local_environment_is_the_emulators_whatever_the_caller_has_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings(str(write_settings(tmp_path)))
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    for name, value in REAL_ACCOUNT.items():
+        monkeypatch.setenv(name, value)
+    for service in ("cloudformation", "ecr", "logs", "s3", "sagemaker", "sagemaker-runtime", "sts"):
+        client = aws.client(settings, service)
+        assert urlsplit(client.meta.endpoint_url).hostname in HERE, service
+        assert client._request_signer._credentials.access_key == "emulator", service
+        assert not client.meta.config.proxies, service
+    variables = aws.emulator_environment(settings)
+    assert urlsplit(variables["AWS_ENDPOINT_URL"]).hostname in HERE
+    assert not [
+        name for name, value in REAL_ACCOUNT.items() if name.startswith("AWS_") and variables.get(name) == value
+    ]
+
+
+def test_no_module_makes_a_client_of_its_own() -> None:
+    """But train --once, which refuses a local environment, and the signature of the gateway's door, which has none there."""
+    calls = {
+        (path.name, match)
+        for path in (ROOT / "ferry").rglob("*.py")
+        for match in re.findall(r"\bboto3\.(\w+)", path.read_text())
+        if path.name != "aws.py"
+    }
+    assert calls == {("doors_gateway.py", "Session"), ("train_once.py", "Session")}
+
+
+@pytest.mark.parametrize("arguments", [("models",), ("destroy", "aws", "--yes")])
+def test_a_command_of_a_local_environment_connects_to_nothing_but_this_machine(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    path = write_settings(tmp_path)
+    settings = load_settings(str(path))
+    assert settings.local is not None
+    ended = run(path, arguments, tmp_path, variables=REAL_ACCOUNT)
+    assert (ended.code, "ferry local up emulator" in ended.errors) == (1, True), ended.errors
+    asked = [effect for effect in ended.effects if effect.startswith("socket.")]
+    assert f"socket.getaddrinfo {HERE[0]}" in asked
+    connected = [effect for effect in asked if effect.startswith("socket.connect ")]
+    assert connected
+    assert {effect.split("'")[1] for effect in connected} <= set(HERE)
+    assert {effect for effect in asked if effect not in connected} == {f"socket.getaddrinfo {HERE[0]}"}
 
 
 def test_an_empty_environment_variable_is_refused_everywhere() -> None:

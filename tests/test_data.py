@@ -14,6 +14,7 @@ from sklearn.datasets import load_iris  # when sklearn is imported it sets varia
 from ferry import aws
 from ferry.data import prepare, read_test_set, upload
 from ferry.errors import FerryError, Refused
+from ferry.steps import objects
 from infra.settings import ModelSettings, Settings
 from tests.emulated_training import emulated
 from tests.idx_files import digit_like, idx
@@ -114,16 +115,43 @@ def test_an_unknown_model_is_refused_with_the_known_ones(settings: Settings) -> 
 # What an upload leaves.
 
 
-def test_the_manifest_names_every_file_and_its_copy_is_named_by_its_hash(settings: Settings) -> None:
+def version(settings: Settings) -> str:
+    """The key that announces the newest version."""
+    s3 = aws.client(settings, "s3")
+    raw = s3.get_object(Bucket=settings.data_bucket, Key=settings.dataset_manifest)["Body"].read()
+    return settings.dataset_version(hashlib.sha256(raw).hexdigest())
+
+
+def test_a_version_lies_below_the_hash_of_its_manifest_which_names_every_file(settings: Settings) -> None:
     uri = upload(settings, prepare(settings, None, silent), silent)
     found = stored(settings)
-    raw = found.pop(settings.dataset_manifest)
+    raw = found[settings.dataset_manifest]
     assert uri == f"s3://{settings.data_bucket}/{settings.dataset_manifest}"
-    assert found.pop(settings.started_manifest(hashlib.sha256(raw).hexdigest())) == raw
-    manifest = json.loads(raw)
+    assert found[version(settings)] == raw
+    manifest, prefix = json.loads(raw), f"datasets/{version(settings)}"
+    assert found[f"{prefix}/manifest.json"] == raw
     assert manifest["dataset"] == "iris"
-    assert {entry["key"]: entry["sha256"] for entry in manifest["files"]} == {
-        key: hashlib.sha256(content).hexdigest() for key, content in found.items()
+    assert {f"{prefix}/{entry['path']}": entry["sha256"] for entry in manifest["files"]} == {
+        key: hashlib.sha256(content).hexdigest() for key, content in found.items() if key.endswith(".csv")
+    }
+
+
+def test_the_input_manifests_of_a_version_and_of_the_newest_name_the_same_files(
+    settings: Settings, tmp_path: Path
+) -> None:
+    upload(settings, prepare(settings, None, silent), silent)
+    found, folder = stored(settings), f"s3://{settings.data_bucket}/datasets/{version(settings)}/"
+    files = sorted(key.rpartition("/")[2] for key in found if key.endswith(".csv"))
+    for place in (f"datasets/{version(settings)}", settings.dataset_prefix):
+        (prefix, *named) = json.loads(found[f"{place}/dataset.manifest"])
+        assert prefix == {"prefix": folder}
+        assert named == [f"test/{files[0]}", f"train/{files[1]}"]
+        assert json.loads(found[f"{place}/train.manifest"]) == [{"prefix": f"{folder}train/"}, files[1]]
+    s3 = aws.client(settings, "s3")
+    uri = f"s3://{settings.data_bucket}/{settings.dataset_prefix}/dataset.manifest"
+    got = objects.download(s3, uri, tmp_path / "raw", "ManifestFile")
+    assert {path.relative_to(tmp_path / "raw").as_posix(): path.read_bytes() for path in got} == {
+        name: found[f"datasets/{version(settings)}/{name}"] for name in named
     }
 
 
@@ -131,22 +159,24 @@ def test_the_same_data_start_the_pipeline_once(settings: Settings) -> None:
     s3, said = aws.client(settings, "s3"), list[str]()
     dataset = prepare(settings, None, silent)
     upload(settings, dataset, silent)
-    (key,) = [key for key in stored(settings) if key.startswith(settings.started_manifests)]
-    before = s3.head_object(Bucket=settings.data_bucket, Key=key)
+    before = s3.head_object(Bucket=settings.data_bucket, Key=version(settings))
     upload(settings, dataset, said.append)
-    assert s3.head_object(Bucket=settings.data_bucket, Key=key)["LastModified"] == before["LastModified"]
+    after = s3.head_object(Bucket=settings.data_bucket, Key=version(settings))
+    assert after["LastModified"] == before["LastModified"]
     assert [line for line in said if line.endswith("already there")] == said[:2]
     assert "starts no pipeline" in said[-1]
 
 
-def test_an_upload_leaves_no_file_of_another_dataset_in_the_channels(settings: Settings, tmp_path: Path) -> None:
+def test_an_upload_touches_no_file_of_another_version(settings: Settings, tmp_path: Path) -> None:
     upload(settings, prepare(settings, None, silent), silent)
+    first, earlier = stored(settings), version(settings)
     folder = table(tmp_path / "other", train_a=flowers(9, 1), test_c=flowers(6, 3))
     upload(settings, prepare(settings, str(folder), silent), silent)
-    assert {key for key in stored(settings) if key.endswith(".csv")} == {
-        "datasets/iris/test/c.csv",
-        "datasets/iris/train/a.csv",
-    }
+    assert version(settings) != earlier
+    second = stored(settings)
+    kept = {key: content for key, content in first.items() if earlier in key}
+    assert len(kept) == 7  # two files, four manifests, what announced it
+    assert {key: second[key] for key in kept} == kept
 
 
 def test_an_upload_that_was_interrupted_has_started_nothing_and_goes_on(settings: Settings) -> None:
@@ -158,8 +188,20 @@ def test_an_upload_that_was_interrupted_has_started_nothing_and_goes_on(settings
 
     with pytest.raises(KeyboardInterrupt):
         upload(settings, dataset, interrupt)
-    assert not any("manifest" in key for key in stored(settings))
+    assert not any("manifest" in key or key.startswith(settings.dataset_versions) for key in stored(settings))
     said: list[str] = []
     upload(settings, dataset, said.append)
     assert sum(line.endswith("already there") for line in said) == 2
-    assert settings.dataset_manifest in stored(settings)
+    assert version(settings) in stored(settings)
+
+
+def test_a_file_that_changes_while_it_is_uploaded_starts_nothing(settings: Settings) -> None:
+    dataset = prepare(settings, None, silent)
+    first, second = dataset.files()
+
+    def change(line: str) -> None:
+        second.write_bytes(b"other")
+
+    with pytest.raises(FerryError, match=f"{second}: changed while it was uploaded; nothing was started"):
+        upload(settings, dataset, change)
+    assert [key.rpartition("/")[2] for key in stored(settings)] == [first.name]

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ferry import aws
 from infra.release import read_release
-from infra.settings import ROOT, Settings, load_settings
+from infra.settings import DATASETS_PREFIX, ROOT, Settings, load_settings
 from tests.local_settings import write_settings
 
 
@@ -157,14 +157,14 @@ def test_the_emulated_account_holds_what_the_stacks_declare(journey: Journey) ->
 
 def test_the_manifest_went_up_after_every_file_that_it_names(journey: Journey) -> None:
     s3, settings = aws.client(journey.settings, "s3"), journey.settings
-    listing = s3.list_objects_v2(Bucket=settings.data_bucket, Prefix=settings.dataset_prefix)["Contents"]
+    listing = s3.list_objects_v2(Bucket=settings.data_bucket)["Contents"]
     written = {entry["Key"]: entry["LastModified"] for entry in listing}
-    key = f"{settings.dataset_prefix}/manifest.json"
-    raw = s3.get_object(Bucket=settings.data_bucket, Key=key)["Body"].read()
-    started = settings.started_manifest(hashlib.sha256(raw).hexdigest())
-    assert {entry["key"] for entry in json.loads(raw)["files"]} == set(written) - {key, started}
-    assert written[key] == max(when for name, when in written.items() if name != started)
-    assert written[started] == max(written.values())
+    raw = s3.get_object(Bucket=settings.data_bucket, Key=settings.dataset_manifest)["Body"].read()
+    version = settings.dataset_version(hashlib.sha256(raw).hexdigest())
+    files = {f"{DATASETS_PREFIX}/{version}/{entry['path']}" for entry in json.loads(raw)["files"]}
+    assert files < set(written)
+    assert max(written[key] for key in files) <= written[settings.dataset_manifest] <= written[version]
+    assert written[version] == max(written.values())
 
 
 def test_a_request_of_sixteen_images_gets_the_same_answer_at_both_doors(journey: Journey, settings_path: Path) -> None:

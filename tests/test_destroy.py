@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from moto.backends import get_backend
 
 from ferry import aws
+from ferry.cli import main
 from ferry.destroy import destroy
 from ferry.destroy_aws import destroy_aws
 from ferry.destroy_azure import Resource, Terraform, destroy_azure, kept_addresses, stack_folder
@@ -272,7 +274,7 @@ def state(settings: Settings) -> list[str]:
     return [entry["address"] for entry in json.loads((stack_folder(settings) / "state.json").read_bytes())]
 
 
-def test_data_is_shown_as_staying_and_stays(deployed: Settings) -> None:
+def test_d18_data_is_shown_as_staying_and_stays(deployed: Settings) -> None:
     ask = Recorder()
     remaining = destroy_azure(deployed, False, ask, silent)
     kept = kept_addresses(STACK, data=False, imported=False)
@@ -356,7 +358,7 @@ def remaining(settings: Settings) -> list[str]:
 
 @pytest.mark.slow
 @needs_cdk
-def test_data_stays_unless_told_and_then_goes_with_every_old_version(account: tuple[Settings, Path]) -> None:
+def test_d18_data_stays_unless_told_and_then_goes_with_every_old_version(account: tuple[Settings, Path]) -> None:
     settings, path = account
     set_status(settings, "training", "DELETE_FAILED")  # an earlier attempt left it; it is tried again
     ask, lines = Recorder(), list[str]()
@@ -375,14 +377,14 @@ def test_data_stays_unless_told_and_then_goes_with_every_old_version(account: tu
     assert len(ask.shown) == 2  # nothing to ask about
 
 
-def test_retained_data_stays_even_when_told_and_it_says_how_it_would_go(account: tuple[Settings, Path]) -> None:
+def test_d18_retained_data_stays_even_when_told_and_it_says_how_it_would_go(account: tuple[Settings, Path]) -> None:
     settings, path = account
     aws.client(settings, "cloudformation").delete_stack(StackName=settings.stack("training"))
     retained = settings.model_copy(update={"aws": settings.aws.model_copy(update={"retain_data": True})})
     assert destroy_aws(retained, path, True, agree, silent) == remaining(settings)
 
 
-def test_retained_data_is_listed_as_staying_before_anything_goes(account: tuple[Settings, Path]) -> None:
+def test_d18_retained_data_is_listed_as_staying_before_anything_goes(account: tuple[Settings, Path]) -> None:
     settings, path = account
     retained = settings.model_copy(update={"aws": settings.aws.model_copy(update={"retain_data": True})})
     shown: list[str] = []
@@ -395,6 +397,24 @@ def test_retained_data_is_listed_as_staying_before_anything_goes(account: tuple[
         destroy_aws(retained, path, True, decline, silent)
     assert "aws.retain_data is true" in shown[0]
     assert "`cdk deploy Foundation`" in shown[0]
+
+
+def test_d18_what_stays_by_intent_is_listed_with_0_and_what_nobody_agreed_to_ends_with_2(
+    account: tuple[Settings, Path],
+) -> None:
+    settings, path = account
+    aws.client(settings, "cloudformation").delete_stack(StackName=settings.stack("training"))
+    kept = CliRunner().invoke(main, ["--env", str(path), "destroy", "aws", "--yes"])
+    assert kept.exit_code == 0, kept.stderr
+    said = [line.strip() for line in kept.stdout.splitlines()]
+    assert said[0] == "nothing of it is left to delete; --data would take what holds data, too"
+    assert said[1:] == ["aws: what remains:", *remaining(settings)]
+    unasked = CliRunner().invoke(main, ["--env", str(path), "destroy", "aws", "--data"])
+    assert unasked.exit_code == 2
+    assert "nobody is at this terminal to agree; --yes deletes without asking" in unasked.stderr
+    s3 = aws.client(settings, "s3")
+    versions = s3.list_object_versions(Bucket=settings.data_bucket)
+    assert (len(versions["Versions"]), len(versions["DeleteMarkers"])) == (2, 1)
 
 
 @pytest.mark.parametrize("status", ["UPDATE_IN_PROGRESS", "UPDATE_ROLLBACK_IN_PROGRESS"])

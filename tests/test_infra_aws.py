@@ -259,7 +259,7 @@ def test_the_pipeline_role_passes_the_roles_of_its_jobs_to_sagemaker_only(templa
     [{}, {"image": "own", "checkpoints": True, "schedule": "rate(7 days)"}],
     ids=["default", "with what the settings can add"],
 )
-def test_cdk_nag_finds_nothing_that_is_not_acknowledged(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_d20_cdk_nag_finds_nothing_that_is_not_acknowledged(tmp_path: Path, changes: dict[str, Any]) -> None:
     settings = with_training(**changes)
     app = compose(tmp_path, settings, make_release(settings))
     cdk.Validations.of(app).add_plugins(AwsSolutionsChecks(app))
@@ -272,7 +272,7 @@ def test_cdk_nag_finds_nothing_that_is_not_acknowledged(tmp_path: Path, changes:
     assert {path.split("/")[0] for path, _ in found} == {"Foundation", "Training", "Gateway"}
 
 
-def test_cdk_nag_refuses_a_bucket_that_anybody_may_read_without_tls(tmp_path: Path) -> None:
+def test_d20_cdk_nag_refuses_a_bucket_that_anybody_may_read_without_tls(tmp_path: Path) -> None:
     app = cdk.App(auto_synth=False, outdir=str(tmp_path))
     s3.Bucket(cdk.Stack(app, "Careless"), "Bucket")
     cdk.Validations.of(app).add_plugins(AwsSolutionsChecks(app))
@@ -327,7 +327,7 @@ def test_no_stack_brings_a_function_of_its_own(templates: dict[str, Template]) -
     assert not [kind for kind in kinds if kind.startswith(("AWS::Lambda", "Custom::", "AWS::CloudFormation::Custom"))]
 
 
-@pytest.mark.parametrize(("environment_name", "policy"), [("dev", "Delete"), ("prod", "Retain")])
+@pytest.mark.parametrize(("environment_name", "policy"), [("dev", "Delete"), ("prod", "RetainExceptOnCreate")])
 def test_retain_data_decides_what_survives_the_stacks(tmp_path: Path, environment_name: str, policy: str) -> None:
     settings = load_settings(environment_name)
     templates = synthesize(tmp_path, settings, make_release(settings))
@@ -394,14 +394,12 @@ def test_sagemaker_would_take_the_deployed_definition(definition: dict[str, Any]
 
 
 def test_the_training_job_reads_both_channels_of_its_dataset(training_job: dict[str, Any]) -> None:
-    channels = {
-        each["ChannelName"]: each["DataSource"]["S3DataSource"]["S3Uri"] for each in training_job["InputDataConfig"]
-    }
+    sources = {each["ChannelName"]: each["DataSource"]["S3DataSource"] for each in training_job["InputDataConfig"]}
     dataset = f"s3://{dev_settings().data_bucket}/datasets/mnist"
-    assert channels == {
-        "training": f"{dataset}/train/",
-        "testing": f"{dataset}/test/",
-        "manifest": f"{dataset}/manifest.json",
+    assert {name: (source["S3DataType"], source["S3Uri"]) for name, source in sources.items()} == {
+        "training": ("ManifestFile", f"{dataset}/train.manifest"),
+        "testing": ("ManifestFile", f"{dataset}/test.manifest"),
+        "manifest": ("S3Prefix", f"{dataset}/manifest.json"),
     }
 
 
@@ -436,19 +434,19 @@ def test_the_training_role_may_read_the_bundle_that_the_job_names(
     assert (statement["Action"], statement["Resource"]) == ("s3:GetObject", f"arn:aws:s3:::{bundle}")
 
 
-def test_a_manifest_that_was_never_there_starts_the_pipeline_on_its_data(
+def test_a_version_that_was_never_there_starts_the_pipeline_on_its_data(
     templates: dict[str, Template], definition: dict[str, Any]
 ) -> None:
     settings = dev_settings()
     rule = one(templates["Training"], "AWS::Events::Rule")
     (pattern,) = rule["EventPattern"]["detail"]["object"]["key"]
     assert rule["EventPattern"]["detail"]["bucket"] == {"name": [settings.data_bucket]}
-    assert settings.started_manifest("0f" * 32).startswith(pattern["prefix"])
-    # The manifest of what lies there now is written again with every upload, and must start nothing.
-    assert not settings.dataset_manifest.startswith(pattern["prefix"])
+    assert settings.dataset_version("0f" * 32).startswith(pattern["prefix"])
+    # The files of a dataset, and what names the newest version, are written first, and must start nothing.
+    assert not f"{settings.dataset_prefix}/".startswith(pattern["prefix"])
     (target,) = rule["Targets"]
     given = {each["Name"]: each["Value"] for each in target["SageMakerPipelineParameters"]["PipelineParameterList"]}
-    assert given == {"DatasetManifest": "$.detail.object.key"}
+    assert given == {"DatasetVersion": "$.detail.object.key"}
     assert set(given) <= {each["Name"] for each in definition["Parameters"]}
     assert target["Arn"].endswith(f":pipeline/{settings.pipeline}")
     assert target["DeadLetterConfig"]

@@ -29,7 +29,7 @@ KEY = "arn:aws:kms:eu-west-1:111122223333:key/00000000-0000-0000-0000-0000000000
 SCRIPT_MODE = TrainingCode(f"{REGISTRY}/pytorch:2", "s3://assets/source.tar.gz", "sha256:1")
 OWN_IMAGE = TrainingCode(f"{REGISTRY}/training:3", None, "sha256:2")
 RESOURCES = PipelineResources(
-    dataset_uri="s3://data/datasets/mnist",
+    datasets_uri="s3://data/datasets",
     output_uri="s3://artifacts/training",
     code=SCRIPT_MODE,
     processing_image=f"{REGISTRY}/serving:1-processing",
@@ -171,7 +171,7 @@ def test_caching_is_off_unless_the_settings_say_how_long() -> None:
 def test_what_the_cache_compares_names_the_manifest_and_no_execution(step: str, compared: str) -> None:
     """Developer Guide, "Default cache key attributes by pipeline step type"; it compares arguments, never content."""
     text = json.dumps(all_steps(define(cache_days=30))[step]["Arguments"][compared])
-    assert "Parameters.DatasetManifest" in text
+    assert "Parameters.DatasetVersion" in text
     assert "Execution." not in text
 
 
@@ -181,7 +181,8 @@ def test_preprocessing_stands_between_the_dataset_and_both_jobs_that_read_it() -
     assert entry == ["python", "-m", "model_code.training.mnist.preprocess"]
     for step in ("Train", "Evaluate"):
         text = json.dumps(all_steps(definition)[step]["Arguments"])
-        assert "Parameters.DatasetUri" not in text
+        assert "train.manifest" not in text
+        assert "test.manifest" not in text
         assert "Steps.Preprocess.ProcessingOutputConfig.Outputs['test'].S3Output.S3Uri" in text
 
 

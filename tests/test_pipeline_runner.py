@@ -3,6 +3,7 @@
 The emulator is moto's server: it keeps objects, pipelines, models and model packages, and gives them back as they were.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ from ferry.pipeline_runner import Execution, run_pipeline
 from ferry.steps.job import mark
 from ferry.train_local import train_locally
 from infra.aws.image import image_uri
-from infra.settings import ROOT, Settings
+from infra.settings import DATASETS_PREFIX, MANIFEST_FILE, ROOT, Settings
 from tests.emulated_training import (
     Account,
     definition,
@@ -30,7 +31,7 @@ from tests.emulated_training import (
     emulated,
     ferry,
     fresh_account,
-    put_manifest,
+    upload_files,
     upload_images,
 )
 from tests.idx_files import digit_like
@@ -56,11 +57,19 @@ def account(emulator: Settings, tmp_path: Path) -> Account:
 
 @pytest.fixture(scope="module")
 def trained(emulator: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Account, Execution, str]:
-    """The pipeline of the settings, with AWS's image in script mode, run once; and the sha256 of its data's manifest."""
+    """The pipeline of the settings, with AWS's image in script mode, run once; and the sha256 of its data's manifest.
+
+    Before its first job reads anything, other data of the same dataset are uploaded.
+    """
     account = fresh_account(emulator, tmp_path_factory.mktemp("trained"))
     manifest = upload_images(account)
     deploy(account)
-    execution = train_locally(account.settings, "mnist", {"Gate": "0.1"}, silent)
+
+    def upload_more(line: str) -> None:
+        if line == "Train: Training":
+            assert upload_images(account, train=200, test=40) != manifest
+
+    execution = train_locally(account.settings, "mnist", {"Gate": "0.1"}, upload_more)
     assert execution.status == "Succeeded", execution.reason
     return account, execution, manifest
 
@@ -140,6 +149,28 @@ def test_the_registered_version_names_data_execution_and_evaluation(trained: tup
     assert package.source_revision == "sha256:s"
     metrics = {each["MetricName"]: each["Value"] for each in execution.step("Train").properties["FinalMetricDataList"]}
     assert registry.evaluated_accuracy(account.settings, package) == pytest.approx(metrics["test:accuracy"], abs=5e-5)
+
+
+def test_an_upload_during_an_execution_changes_nothing_of_what_it_reads(
+    trained: tuple[Account, Execution, str],
+) -> None:
+    account, execution, manifest = trained
+    s3, settings = account.client("s3"), account.settings
+    newest = s3.get_object(Bucket=settings.data_bucket, Key=settings.dataset_manifest)["Body"].read()
+    assert hashlib.sha256(newest).hexdigest() != manifest
+    read = {
+        "train": execution.folder / "Train" / "input" / "data" / "training",
+        "test": execution.folder / "Evaluate" / "processing" / "input" / "testing",
+    }
+    prefix = f"{DATASETS_PREFIX}/{settings.dataset_version(manifest)}"
+    named = json.loads(s3.get_object(Bucket=settings.data_bucket, Key=f"{prefix}/{MANIFEST_FILE}")["Body"].read())
+    assert {
+        f"{folder}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for folder, below in read.items()
+        for path in below.iterdir()
+    } == {entry["path"]: entry["sha256"] for entry in named["files"]}
+    (package,) = registry.list_packages(settings)
+    assert package.data_manifest_sha256 == manifest
 
 
 def test_the_batch_transform_answers_as_the_evaluation_counted(trained: tuple[Account, Execution, str]) -> None:
@@ -311,7 +342,7 @@ def test_a_batch_transform_sends_line_by_line_and_keeps_their_order(account: Acc
 
 def test_data_of_another_dataset_are_refused_with_the_option_that_takes_them(account: Account) -> None:
     deploy(account)
-    put_manifest(account, "digits")
+    upload_files(account, {}, "digits")
     with pytest.raises(Refused, match="--dataset digits trains on it"):
         train_locally(account.settings, "mnist", {}, silent)
 

@@ -81,6 +81,21 @@ def test_a_default_job_takes_the_releases_package_and_its_golden_inputs(settings
     assert document["probabilities"] is True
 
 
+def test_d5_the_name_of_a_job_is_said_before_it_is_started(settings: Settings) -> None:
+    with emulator_server() as url:
+        s3 = connect_to(url)(settings, "s3")
+        make_bucket(s3, settings.artifact_bucket)
+        with scripted({"CreateInferenceRecommendationsJob": [answer({"JobArn": "arn:job"})]}) as sagemaker:
+            scripted_services = connect_to(sagemaker)
+            said: list[tuple[str, int]] = []
+            job = recommend.start(
+                settings,
+                lambda line: said.append((line, len(sent(sagemaker, "CreateInferenceRecommendationsJob")))),
+                connect=lambda settings, service: s3 if service == "s3" else scripted_services(settings, service),
+            )
+    assert (f"job       {job}; to see it again: ferry recommend --follow {job}", 0) in said
+
+
 def test_an_advanced_job_is_a_load_test_with_the_given_traffic(settings: Settings) -> None:
     phases = recommend.phases(["1:1:120", "2:3:300"])
     load_test = recommend.LoadTest(("ml.c6i.large", "ml.m5.large"), phases, 1000, 100)

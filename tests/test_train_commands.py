@@ -25,13 +25,13 @@ from tests.scripted_server import Reply, Server, scripted
 
 ARN = "arn:aws:sagemaker:eu-west-1:111122223333:pipeline/modelferry-dev-mnist/execution/abcdefghijkl"
 JOB = "pipelines-abcdefghijkl-Train-Ab12Cd34Ef"
-MANIFEST = json.dumps({"schema_version": 1, "dataset": "mnist", "files": []}).encode()
+MANIFEST = json.dumps({"schema_version": 2, "dataset": "mnist", "files": []}).encode()
 SHA256 = hashlib.sha256(MANIFEST).hexdigest()
 DEFINITION = {
     "Version": "2020-12-01",
     "Parameters": [
         {"Name": name, "Type": "String", "DefaultValue": ""}
-        for name in ("Dataset", "DatasetManifest", "Gate", "Epochs", "ApprovalStatus")
+        for name in ("Dataset", "DatasetVersion", "Gate", "Epochs", "ApprovalStatus")
     ],
     "Steps": [],
 }
@@ -126,7 +126,7 @@ def test_an_execution_is_started_with_the_manifest_gate_and_hyperparameters(sett
     assert request["PipelineName"] == settings.pipeline
     assert parameters(request) == {
         "Dataset": "mnist",
-        "DatasetManifest": settings.started_manifest(SHA256),
+        "DatasetVersion": settings.dataset_version(SHA256),
         "Gate": str(settings.datasets["mnist"].gate),
         "Epochs": "3",
     }
@@ -143,7 +143,7 @@ def test_the_same_data_and_parameters_carry_the_same_token_and_others_another(se
 
 
 def test_an_unknown_parameter_is_refused_before_anything_starts(settings: Settings) -> None:
-    with pytest.raises(Refused, match="no parameter 'Speed'; it has: ApprovalStatus, Dataset, DatasetManifest, Epochs"):
+    with pytest.raises(Refused, match="no parameter 'Speed'; it has: ApprovalStatus, Dataset, DatasetVersion, Epochs"):
         started(settings, given={"Speed": "1"})
 
 

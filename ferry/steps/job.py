@@ -4,13 +4,15 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ferry import aws, processes
 from ferry.console import Report
+from ferry.local import exclusively
 from infra.settings import ROOT, Settings
 
 ML_FOLDER = "/opt/ml"
@@ -70,6 +72,17 @@ class StepJob:
 def mark(settings: Settings) -> str:
     """What the processes of a pipeline on this machine are found by, also after the command that started them was killed."""
     return f"{settings.build_path}:{settings.environment}:pipeline"
+
+
+@contextmanager
+def alone(settings: Settings) -> Iterator[None]:
+    """Run jobs on this machine as the only command that does; what a killed one left running is ended first.
+
+    All jobs of an environment have one mark, so two commands would end each other's. Raises FerryError where another is at work.
+    """
+    with exclusively(settings.build_path / "training" / "lock", "ferry train --local or ferry batch"):
+        processes.stop(mark(settings), STOP_SECONDS)
+        yield
 
 
 def inherited() -> dict[str, str]:

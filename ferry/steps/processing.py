@@ -39,7 +39,7 @@ def run(job: StepJob, arguments: dict[str, Any]) -> dict[str, Any]:
     s3 = job.client("s3")
     for each in arguments.get("ProcessingInputs", []):
         source = each["S3Input"]
-        if not objects.download(s3, source["S3Uri"], job.local_path(source["LocalPath"])):
+        if not objects.download(s3, source["S3Uri"], job.local_path(source["LocalPath"]), source["S3DataType"]):
             raise FerryError(f"processing job {job.name}: input {each['InputName']}: nothing is at {source['S3Uri']}")
     outputs = arguments.get("ProcessingOutputConfig", {}).get("Outputs", [])
     for each in outputs:

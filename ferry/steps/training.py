@@ -37,8 +37,8 @@ def refusals(settings: Settings, arguments: dict[str, Any]) -> list[str]:
     if arguments["OutputDataConfig"].get("CompressionType", "GZIP") != "GZIP":
         found.append("OutputDataConfig.CompressionType NONE")
     for channel in arguments.get("InputDataConfig", []):
-        if channel["DataSource"].get("S3DataSource", {}).get("S3DataType") != "S3Prefix":
-            found.append(f"channel {channel['ChannelName']}: a DataSource other than an S3Prefix")
+        if channel["DataSource"].get("S3DataSource", {}).get("S3DataType") not in ("S3Prefix", "ManifestFile"):
+            found.append(f"channel {channel['ChannelName']}: a DataSource other than an S3Prefix or a ManifestFile")
         if channel.get("CompressionType", "None") != "None":
             found.append(f"channel {channel['ChannelName']}: CompressionType {channel['CompressionType']}")
     return found
@@ -104,8 +104,9 @@ def _write_input(paths: MlPaths, arguments: dict[str, Any]) -> None:
 
 
 def _fetch_channel(s3: Any, channel: dict[str, Any], paths: MlPaths) -> None:
-    uri = channel["DataSource"]["S3DataSource"]["S3Uri"]
-    if not objects.download(s3, uri, paths.channel(channel["ChannelName"])):
+    source = channel["DataSource"]["S3DataSource"]
+    uri = source["S3Uri"]
+    if not objects.download(s3, uri, paths.channel(channel["ChannelName"]), source["S3DataType"]):
         raise FerryError(
             f"channel {channel['ChannelName']}: nothing is at {uri}; upload a dataset first: ferry data upload"
         )

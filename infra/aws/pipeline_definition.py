@@ -64,17 +64,17 @@ def pipeline_definition(settings: Settings, resources: PipelineResources) -> dic
 
 
 def _parameters(settings: Settings, resources: PipelineResources) -> list[dict[str, Any]]:
-    """What an execution may be started with. The manifest's default is the one of the data that lie there now."""
+    """What an execution may be started with. The version's default, the model's name, is what was uploaded last."""
     training, dataset = settings.training, settings.datasets[settings.model.dataset]
     parameters: list[dict[str, Any]] = [
         _text("Dataset", settings.model.dataset),
-        _text("DatasetUri", resources.dataset_uri),
-        _text("DatasetManifest", settings.dataset_manifest),
+        _text("DatasetVersion", settings.model.name),
         _text("TrainingInstanceType", training.instance_type),
         _text("ProcessingInstanceType", training.processing_instance_type),
         _text("TransformInstanceType", training.transform_instance_type),
         _text("ApprovalStatus", training.approval),
         {"Name": "Gate", "Type": "Float", "DefaultValue": dataset.gate},
+        _text("Quantize", settings.model.quantize) | {"EnumValues": list(environment.QUANTIZATIONS)},
         *(_text(name, dataset.hyperparameters[key]) for key, name in hyperparameter_names(settings).items()),
     ]
     names = [each["Name"] for each in parameters]
@@ -151,5 +151,5 @@ def _cache(settings: Settings) -> dict[str, Any]:
     return {"Enabled": False} if days is None else {"Enabled": True, "ExpireAfter": f"P{days}D"}
 
 
-def _text(name: str, default: str) -> dict[str, str]:
+def _text(name: str, default: str) -> dict[str, Any]:
     return {"Name": name, "Type": "String", "DefaultValue": default}

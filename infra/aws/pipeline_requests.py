@@ -1,7 +1,8 @@
 """The requests that the pipeline's steps make: what CreateTrainingJob, CreateProcessingJob and the others are sent.
 
 What an execution leaves in the artifacts bucket lies below training/<execution id>/<step>/, so that two executions never
-write to the same place.
+write to the same place. What it reads of the dataset is named by one object, an S3DataType ManifestFile, that names the files of
+one version; no upload changes those, so no job reads half of an old and half of a new dataset.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from infra.aws.pipeline_functions import (
     property_value,
     step_property,
 )
-from infra.settings import Settings
+from infra.settings import MANIFEST_FILE, Settings
 from model_code import environment
 from model_code.environment import MlPaths, ProcessingPaths
 
@@ -30,8 +31,10 @@ PREPROCESS, TRAIN, EVALUATE, CREATE_MODEL, TRANSFORM = "Preprocess", "Train", "E
 EVALUATION, REQUESTS = "evaluation", "requests"
 # The property file of Evaluate.
 EVALUATION_REPORT = "Evaluation"
-# A channel that carries no examples: its key is new with new data, which is what step caching compares.
+# A channel that carries no examples: the manifest of the dataset.
 MANIFEST_CHANNEL = "manifest"
+# What `input_manifest` calls all files of a dataset, beside those of one channel.
+ALL_FILES = "dataset"
 # What the container takes and gives; a test holds them against the codecs of the serving core.
 RESPONSE_TYPES = ("application/json", "application/x-npy", "text/csv", "application/jsonlines")
 CONTENT_TYPES = (*RESPONSE_TYPES, "image/png", "image/jpeg")
@@ -57,12 +60,12 @@ class TrainingCode:
 class PipelineResources:
     """What the pipeline works with; every value may be a token that only the deployment resolves.
 
-    `dataset_uri` and `output_uri` are s3:// prefixes without a trailing slash. The role ARNs are those of the training job,
-    and of everything that runs our processing or serving image. `key_arn` encrypts what the jobs write; `volume_key_arns`
-    hold it for every instance type of the settings that takes a key for its volume.
+    `datasets_uri`, that of all datasets, and `output_uri` are s3:// prefixes without a trailing slash. The role ARNs are those
+    of the training job, and of everything that runs our processing or serving image. `key_arn` encrypts what the jobs write;
+    `volume_key_arns` hold it for every instance type of the settings that takes a key for its volume.
     """
 
-    dataset_uri: str
+    datasets_uri: str
     output_uri: str
     code: TrainingCode
     processing_image: str
@@ -84,6 +87,11 @@ def parameter_name(hyperparameter: str) -> str:
     return "".join(f"{part[:1].upper()}{part[1:]}" for part in hyperparameter.split("_"))
 
 
+def input_manifest(files: str) -> str:
+    """The name of the object that names the files of a channel's folder, or all of them, in one version of a dataset."""
+    return f"{files}.manifest"
+
+
 def preprocessing_job(settings: Settings, resources: PipelineResources) -> Request:
     """CreateProcessingJob: the model's preprocess.py makes both channels of the dataset as it was uploaded."""
     folders = {"train": _PROCESSING.train, "test": _PROCESSING.test}
@@ -94,8 +102,8 @@ def preprocessing_job(settings: Settings, resources: PipelineResources) -> Reque
             "ContainerEntrypoint": ["python", "-m", f"model_code.training.{settings.model.name}.preprocess"],
         },
         "ProcessingInputs": [
-            _input("raw", join("/", parameter("DatasetUri"), ""), _PROCESSING.raw),
-            _input("manifest", _manifest_uri(settings), _PROCESSING.manifest),
+            _input("raw", _version_uri(resources, input_manifest(ALL_FILES)), _PROCESSING.raw, "ManifestFile"),
+            _input("manifest", _manifest_uri(resources), _PROCESSING.manifest),
         ],
         "ProcessingOutputConfig": _outputs(resources, PREPROCESS, folders),
     }
@@ -104,7 +112,7 @@ def preprocessing_job(settings: Settings, resources: PipelineResources) -> Reque
 def training_job(settings: Settings, resources: PipelineResources) -> Request:
     """CreateTrainingJob. Script mode fetches its code with the role, so that job has a network; our own image needs none."""
     training = settings.training
-    uris = {name: _channel_uri(settings, name) for name in environment.CHANNEL_FOLDERS}
+    examples = [_channel(name, *_channel_source(settings, resources, name)) for name in environment.CHANNEL_FOLDERS]
     request: Request = {
         "AlgorithmSpecification": {
             "TrainingImage": resources.code.image,
@@ -113,9 +121,7 @@ def training_job(settings: Settings, resources: PipelineResources) -> Request:
             "MetricDefinitions": [{"Name": name, "Regex": regex} for name, regex in environment.METRIC_DEFINITIONS],
         },
         "RoleArn": resources.training_role_arn,
-        "InputDataConfig": [
-            _channel(name, uri) for name, uri in (uris | {MANIFEST_CHANNEL: _manifest_uri(settings)}).items()
-        ],
+        "InputDataConfig": [*examples, _channel(MANIFEST_CHANNEL, _manifest_uri(resources))],
         "OutputDataConfig": {
             "S3OutputPath": _step_uri(resources, TRAIN),
             "KmsKeyId": resources.key_arn,
@@ -132,6 +138,7 @@ def training_job(settings: Settings, resources: PipelineResources) -> Request:
             environment.MODEL_NAME: settings.model.name,
             environment.DATASET: parameter("Dataset"),
             environment.SOURCE_REVISION: resources.code.revision,
+            environment.QUANTIZE: parameter("Quantize"),
         },
         "EnableInterContainerTrafficEncryption": training.instance_count > 1
         and training.encrypt_inter_container_traffic,
@@ -151,6 +158,7 @@ def training_job(settings: Settings, resources: PipelineResources) -> Request:
 def evaluation_job(settings: Settings, resources: PipelineResources) -> Request:
     """CreateProcessingJob: `evaluate` judges the artifact of Train on the testing channel."""
     folders = {EVALUATION: _PROCESSING.evaluation, REQUESTS: _PROCESSING.requests}
+    testing, data_type = _channel_source(settings, resources, "testing")
     return {
         **_processing_job(settings, resources),
         "AppSpecification": {
@@ -160,8 +168,8 @@ def evaluation_job(settings: Settings, resources: PipelineResources) -> Request:
         "Environment": {environment.MODEL_NAME: settings.model.name},
         "ProcessingInputs": [
             _input("model", _artifact_uri(), _PROCESSING.model),
-            _input("testing", _channel_uri(settings, "testing"), _PROCESSING.testing),
-            _input("manifest", _manifest_uri(settings), _PROCESSING.manifest),
+            _input("testing", testing, _PROCESSING.testing, data_type),
+            _input("manifest", _manifest_uri(resources), _PROCESSING.manifest),
         ],
         "ProcessingOutputConfig": _outputs(resources, EVALUATE, folders),
     }
@@ -284,39 +292,44 @@ def _artifact_uri() -> dict[str, Any]:
     return step_property(TRAIN, "ModelArtifacts.S3ModelArtifacts")
 
 
-def _manifest_uri(settings: Settings) -> dict[str, Any]:
-    return join("/", f"s3://{settings.data_bucket}", parameter("DatasetManifest"))
+def _version_uri(resources: PipelineResources, name: str) -> dict[str, Any]:
+    return join("/", resources.datasets_uri, parameter("DatasetVersion"), name)
 
 
-def _channel_uri(settings: Settings, channel: str) -> dict[str, Any]:
+def _manifest_uri(resources: PipelineResources) -> dict[str, Any]:
+    return _version_uri(resources, MANIFEST_FILE)
+
+
+def _channel_source(settings: Settings, resources: PipelineResources, channel: str) -> tuple[dict[str, Any], str]:
+    """Where the files of a channel are, and the S3DataType of that: as they were uploaded, or as Preprocess wrote them."""
     folder = environment.CHANNEL_FOLDERS[channel]
     if settings.training.preprocess:
-        return output_uri(PREPROCESS, folder)
-    return join("/", parameter("DatasetUri"), f"{folder}/")
+        return output_uri(PREPROCESS, folder), "S3Prefix"
+    return _version_uri(resources, input_manifest(folder)), "ManifestFile"
 
 
 def _step_uri(resources: PipelineResources, step: str, *folders: str) -> dict[str, Any]:
     return join("/", resources.output_uri, EXECUTION_ID, step.lower(), *folders)
 
 
-def _channel(name: str, uri: dict[str, Any]) -> dict[str, Any]:
+def _channel(name: str, uri: dict[str, Any], data_type: str = "S3Prefix") -> dict[str, Any]:
     return {
         "ChannelName": name,
         "DataSource": {
-            "S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": uri, "S3DataDistributionType": "FullyReplicated"}
+            "S3DataSource": {"S3DataType": data_type, "S3Uri": uri, "S3DataDistributionType": "FullyReplicated"}
         },
         "CompressionType": "None",
         "RecordWrapperType": "None",
     }
 
 
-def _input(name: str, uri: dict[str, Any], path: Path) -> dict[str, Any]:
+def _input(name: str, uri: dict[str, Any], path: Path, data_type: str = "S3Prefix") -> dict[str, Any]:
     return {
         "InputName": name,
         "S3Input": {
             "S3Uri": uri,
             "LocalPath": str(path),
-            "S3DataType": "S3Prefix",
+            "S3DataType": data_type,
             "S3InputMode": "File",
             "S3DataDistributionType": "FullyReplicated",
             "S3CompressionType": "None",

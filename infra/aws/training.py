@@ -26,7 +26,7 @@ from infra.aws.pipeline_requests import PipelineResources, TrainingCode
 from infra.aws.source_bundle import source_bundle
 from infra.aws.stack import EnvironmentStack, acknowledge
 from infra.aws.training_image import training_image
-from infra.settings import ROOT, TRAINING_PREFIX, Settings, SettingsError
+from infra.settings import DATASETS_PREFIX, ROOT, TRAINING_PREFIX, Settings, SettingsError
 
 MAX_EVENT_AGE_SECONDS = 3600
 MAX_EVENT_RETRIES = 24
@@ -102,7 +102,7 @@ class TrainingStack(EnvironmentStack):
     def _pipeline(self, code: TrainingCode) -> sagemaker.CfnPipeline:
         roles, training = self._foundation.roles, self.settings.training
         resources = PipelineResources(
-            dataset_uri=f"s3://{self.settings.data_bucket}/{self.settings.dataset_prefix}",
+            datasets_uri=f"s3://{self.settings.data_bucket}/{DATASETS_PREFIX}",
             output_uri=f"s3://{self.settings.artifact_bucket}/{TRAINING_PREFIX}",
             code=code,
             processing_image=processing_image_uri(self.settings, url_suffix=self.url_suffix),
@@ -144,23 +144,24 @@ class TrainingStack(EnvironmentStack):
         return queue
 
     def _trigger(self, pipeline: sagemaker.CfnPipeline, dead_letters: sqs.Queue) -> events.CfnRule:
-        """A manifest is uploaded after its data, so half an upload starts nothing; it is named by its sha256 and written once
-        (`ferry data upload`), so the same data twice starts one execution.
+        """A version is announced after all of its files, so half an upload starts nothing; the object that announces it is named
+        by the sha256 of the manifest and written once (`ferry data upload`), so the same data twice starts one execution.
 
         The name is what holds: the bucket encrypts with a KMS key, and then an ETag says nothing about the content. The key is
-        also all that EventBridge can pass on, a JSON path and no text around it. EventBridge has no L2 target for pipelines.
+        also all that EventBridge can pass on, a JSON path and no text around it: so the key is the version, whose files an
+        execution reads while a later upload writes others. EventBridge has no L2 target for pipelines.
         """
         rule = events.CfnRule(
             self,
             "NewData",
             name=self.settings.pipeline,
-            description="A manifest that the data bucket did not hold before starts the pipeline.",
+            description="A version of the dataset that the data bucket did not hold before starts the pipeline.",
             event_pattern={
                 "source": ["aws.s3"],
                 "detail-type": ["Object Created"],
                 "detail": {
                     "bucket": {"name": [self.settings.data_bucket]},
-                    "object": {"key": [{"prefix": self.settings.started_manifests}]},
+                    "object": {"key": [{"prefix": self.settings.dataset_versions}]},
                 },
             },
             targets=[
@@ -175,7 +176,7 @@ class TrainingStack(EnvironmentStack):
                     sage_maker_pipeline_parameters=events.CfnRule.SageMakerPipelineParametersProperty(
                         pipeline_parameter_list=[
                             events.CfnRule.SageMakerPipelineParameterProperty(
-                                name="DatasetManifest", value="$.detail.object.key"
+                                name="DatasetVersion", value="$.detail.object.key"
                             )
                         ]
                     ),
@@ -195,7 +196,7 @@ class TrainingStack(EnvironmentStack):
         return rule
 
     def _schedule(self, pipeline: sagemaker.CfnPipeline, dead_letters: sqs.Queue) -> None:
-        """Starts the pipeline with its defaults: on the data that lie below the dataset's prefix then."""
+        """Starts the pipeline with its defaults: on the version of the dataset that was uploaded last."""
         role = self._foundation.roles.schedule
         if role is None:
             return
@@ -214,7 +215,7 @@ class TrainingStack(EnvironmentStack):
             self,
             "Schedule",
             name=self.settings.pipeline,
-            description="Starts the pipeline on the data that are there.",
+            description="Starts the pipeline on the data that were uploaded last.",
             schedule_expression=self.settings.training.schedule or "",
             flexible_time_window=scheduler.CfnSchedule.FlexibleTimeWindowProperty(mode="OFF"),
             target=scheduler.CfnSchedule.TargetProperty(
