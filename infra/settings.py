@@ -5,10 +5,13 @@ of the wrong type, or a name that a platform would refuse stops here, before any
 """
 
 import difflib
+import errno
 import hashlib
 import os
 import re
+import stat
 import tomllib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
@@ -16,11 +19,23 @@ from pydantic import AfterValidator, BaseModel, Field, StringConstraints, Valida
 
 from infra.settings_azure import AzureSettings
 from infra.settings_hosting import GatewaySettings, HostingSettings, InstanceType
-from infra.settings_table import Table
+from infra.settings_table import (
+    INSTANCE_TYPES,
+    Region,
+    Table,
+    Use,
+    is_placeholder,
+    names_a_secret,
+    nearest_instance_type,
+    secret_in,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT_VARIABLE = "FERRY_ENV"
 DEFAULT_ENVIRONMENT = "local"
+# Below this key of the data bucket lie the files of every dataset, and what the manifest of each is called.
+DATASETS_PREFIX = "datasets"
+MANIFEST_FILE = "manifest.json"
 # Below these keys of the artifacts bucket: what training jobs leave, and what was released.
 TRAINING_PREFIX = "training"
 RELEASES_PREFIX = "releases"
@@ -31,6 +46,10 @@ ASYNC_PREFIX = "async"
 BATCH_PREFIX = "batch"
 CAPTURE_PREFIX = "capture"
 MAX_SETTINGS_BYTES = 256 * 1024
+_SHOWN = 80  # characters of a value in a message
+_DEEPEST = 8  # tables in each other
+# tomllib's time grows with the cube of the parts of a key: 32,000 of them would take it most of a minute.
+_DOTTED = re.compile(r"""(?<![A-Za-z0-9_-])(?:(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){32}""")
 # Tags that the stacks set themselves.
 RESERVED_TAGS = ("project", "environment", "release-id")
 # The newest Python that azure-functions 1.x, onnxruntime and the Flex Consumption plan have in common.
@@ -55,7 +74,6 @@ def _own_tags(tags: dict[str, str]) -> dict[str, str]:
 
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*[a-z0-9]$", max_length=16)]
 AccountId = Annotated[str, StringConstraints(pattern=r"^[0-9]{12}$"), AfterValidator(_no_placeholder)]
-Region = Annotated[str, StringConstraints(pattern=r"^[a-z]{2}(-[a-z]+)+-[1-9]$")]
 # What both clouds take: AWS 128 and 256 characters, Azure no <>%&\?/ in a name.
 Tags = Annotated[
     dict[
@@ -63,6 +81,14 @@ Tags = Annotated[
         Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_ .:/=+@-]*$", max_length=256)],
     ],
     AfterValidator(_own_tags),
+]
+# CreateTrainingJob, HyperParameters: at most 100, a key of 256 and a value of 2,500 characters in one line.
+Hyperparameters = Annotated[
+    dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=256)],
+        Annotated[str, StringConstraints(max_length=2500)],
+    ],
+    Field(max_length=100),
 ]
 Share = Annotated[float, Field(ge=0, le=1)]
 Port = Annotated[int, Field(ge=1024, le=65535)]
@@ -77,13 +103,18 @@ class ModelSettings(Table):
 
     name: Slug = Field(description="Folder below model_code/training, and the first part of every release id.")
     dataset: Slug = Field(description="The table below [datasets] that the SageMaker pipeline trains with.")
+    quantize: Literal["none", "int8"] = Field(
+        default="none",
+        description="int8: the training job leaves a model that computes in 8-bit integers, or fails where that costs more than "
+        "0.1 percentage points of accuracy on the testing channel. For networks; a model of scikit-learn is refused.",
+    )
 
 
 class DatasetSettings(Table):
     """How a model is trained on one dataset, and how good it has to be."""
 
     gate: Share = Field(description="Smallest accuracy on the testing channel that may be released, 0 to 1.")
-    hyperparameters: dict[str, str] = Field(
+    hyperparameters: Hyperparameters = Field(
         default_factory=dict, description="Passed to the training job as they are; SageMaker allows strings only."
     )
 
@@ -136,7 +167,7 @@ class TrainingSettings(Table):
     cache_days: Annotated[int, Field(ge=1, le=365)] | None = Field(
         default=None,
         description="Take the result of a training and evaluation with equal arguments that is at most so many days old. "
-        "SageMaker compares names, not content: start the pipeline with the manifest of its data, as an upload does.",
+        "SageMaker compares names, not content: start the pipeline with the version of its data, as an upload does.",
     )
     preprocess: bool = Field(
         default=False, description="Run preprocess.py of the model's folder on the dataset and train on what it writes."
@@ -235,8 +266,16 @@ class Settings(Table):
             raise ValueError(
                 f"build_dir is {self.build_dir!r}; the one placeholder that it may hold is {{environment}}"
             )
+        if Path(os.path.normpath(self.build_path)) in (ROOT, *ROOT.parents):
+            raise ValueError(
+                f"build_dir is {self.build_dir!r}, the repository or a folder around it; give a folder that holds nothing else"
+            )
         if self.model.dataset not in self.datasets:
             raise ValueError(f"model.dataset is {self.model.dataset!r}; allowed: {', '.join(sorted(self.datasets))}")
+        if self.model.name == DATASETS_PREFIX:
+            raise ValueError(
+                f"model.name is {self.model.name!r}, the folder of all datasets in the data bucket; take another"
+            )
         # S3 allows 63 characters and the longest of our bucket names carries account and region.
         for name in (self.data_bucket, self.artifact_bucket, self.log_bucket):
             if len(name) > 63:
@@ -254,7 +293,25 @@ class Settings(Table):
                 "Azure Container Apps takes no two dashes in a row"
             )
         self._same_image()
+        self._known_instance_types()
         return self
+
+    def _known_instance_types(self) -> None:
+        """SageMaker takes other types for each use, and would say so only when the stack or a job is made."""
+        # The emulator's transform jobs run on this machine, whatever the type.
+        batch, shadow = self.hosting.mode == "batch" and self.local is None, self.hosting.shadow
+        uses: list[tuple[str, str | None, Use]] = [
+            ("hosting.instance_type", self.hosting.instance_type, "transform" if batch else "endpoint"),
+            ("hosting.shadow.instance_type", shadow.instance_type if shadow else None, "endpoint"),
+            ("training.instance_type", self.training.instance_type, "training"),
+            ("training.processing_instance_type", self.training.processing_instance_type, "processing"),
+            ("training.transform_instance_type", self.training.transform_instance_type, "transform"),
+        ]
+        for key, found, use in uses:
+            if found is not None and found not in INSTANCE_TYPES[use]:
+                raise ValueError(
+                    f"{key} is {found!r}, no instance type that SageMaker has for {use}; {nearest_instance_type(found, use)}"
+                )
 
     def _same_image(self) -> None:
         container, digest = self.azure.container, self.hosting.image_digest
@@ -335,21 +392,25 @@ class Settings(Table):
     @property
     def dataset_prefix(self) -> str:
         """Key prefix of the dataset in the data bucket."""
-        return f"datasets/{self.model.name}"
+        return f"{DATASETS_PREFIX}/{self.model.name}"
 
     @property
     def dataset_manifest(self) -> str:
-        """Key of the manifest of the data that lie below the prefix now."""
-        return f"{self.dataset_prefix}/manifest.json"
+        """Key of the manifest of the version that was uploaded last."""
+        return f"{self.dataset_prefix}/{MANIFEST_FILE}"
 
-    def started_manifest(self, sha256: str) -> str:
-        """Key of a copy of the manifest with this sha256. It is written once, and its creation starts the pipeline."""
-        return f"{self.started_manifests}{sha256}.json"
+    def dataset_version(self, sha256: str) -> str:
+        """The version of the dataset whose manifest has this sha256: `DATASETS_PREFIX` and this are the prefix of its files.
+
+        It is a key, too: of an object that is written once, after all files, and whose creation starts the pipeline.
+        EventBridge hands on that key and can put nothing around it, and a pipeline can join texts and cut none.
+        """
+        return f"{self.dataset_versions}{sha256}"
 
     @property
-    def started_manifests(self) -> str:
-        """What the keys of these copies begin with."""
-        return f"{self.dataset_prefix}/manifests/"
+    def dataset_versions(self) -> str:
+        """What the versions begin with."""
+        return f"{self.model.name}/"
 
     @property
     def azure_name(self) -> str:
@@ -444,17 +505,8 @@ def load_settings(environment: str | None = None) -> Settings:
     is not set. Raises SettingsError.
     """
     path = settings_file(environment)
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        known = ", ".join(sorted(p.stem for p in (ROOT / "config").glob("*.toml")))
-        raise SettingsError(f"{path}: cannot be read ({error.strerror}); environments in config/: {known}") from error
-    if len(raw) > MAX_SETTINGS_BYTES:
-        raise SettingsError(f"{path}: {len(raw)} bytes; settings are at most {MAX_SETTINGS_BYTES}")
-    try:
-        table = tomllib.loads(raw.decode("utf-8-sig").replace("\r\n", "\n"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(f"{path}: not TOML in UTF-8: {error}") from error
+    table = _parse(path, _read(path))
+    _refuse_texts(path, table)
     table.setdefault("environment", path.stem)
     try:
         settings = Settings.model_validate(table)
@@ -469,20 +521,97 @@ def load_settings(environment: str | None = None) -> Settings:
 
 def settings_file(environment: str | None = None) -> Path:
     """The file that `load_settings` reads for the same argument."""
+    origin = "the environment"
     if environment is None:
-        environment = os.environ.get(ENVIRONMENT_VARIABLE, DEFAULT_ENVIRONMENT)
-        if not environment:
-            raise SettingsError(
-                f"{ENVIRONMENT_VARIABLE} is set but empty; give a name in config/ or a path to a .toml file"
-            )
-    if environment.endswith(".toml"):
+        environment, origin = os.environ.get(ENVIRONMENT_VARIABLE, DEFAULT_ENVIRONMENT), ENVIRONMENT_VARIABLE
+    if not environment:
+        raise SettingsError(f"{origin} is set but empty; give a name in config/ or a path to a .toml file")
+    if not environment.endswith(".toml"):
+        return ROOT / "config" / f"{environment}.toml"
+    try:
         return Path(environment).resolve()
-    return ROOT / "config" / f"{environment}.toml"
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of symbolic links, a name that no file can have
+        raise SettingsError(f"{environment[:_SHOWN]!r} is no path: {error}") from error
+
+
+def _read(path: Path) -> bytes:
+    """The content of a regular file, no more of it than settings may have. Raises SettingsError."""
+    try:
+        # Without O_NONBLOCK a named pipe would wait for a writer that never comes.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "no regular file")
+            raw = file.read(MAX_SETTINGS_BYTES + 1)
+    except (OSError, ValueError) as error:
+        known = ", ".join(sorted(p.stem for p in (ROOT / "config").glob("*.toml")))
+        reason = getattr(error, "strerror", None) or error
+        raise SettingsError(f"{path}: cannot be read ({reason}); environments in config/: {known}") from error
+    if len(raw) > MAX_SETTINGS_BYTES:
+        raise SettingsError(f"{path}: more than {MAX_SETTINGS_BYTES:,} bytes; settings are at most that many")
+    return raw
+
+
+def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+    """Raises SettingsError, which names the line."""
+    try:
+        text = raw.decode("utf-8-sig").replace("\r\n", "\n")
+        if deep := _DOTTED.search(text):
+            line = text.count("\n", 0, deep.start()) + 1
+            raise SettingsError(f"{path}:{line}: a key of more parts than any setting has: {_shown(deep[0])}")
+        return tomllib.loads(text)
+    except SettingsError:
+        raise
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise SettingsError(f"{path}:{line}: not UTF-8: byte {raw[error.start]:#04x}") from error
+    except RecursionError as error:
+        raise SettingsError(f"{path}: arrays or tables lie too deep in each other") from error
+    except ValueError as error:  # also a number of more digits than Python reads
+        place = re.search(r" \(at line (\d+), column \d+\)$", str(error))
+        raise SettingsError(f"{path}{f':{place[1]}' if place else ''}: not TOML: {str(error)[:400]}") from error
+
+
+def _refuse_texts(path: Path, table: dict[str, Any]) -> None:
+    """What no text may be, whatever its key takes. Raises SettingsError before anything shows a value: it may be a secret."""
+    for location, text in _texts(path, table):
+        key = _key(["(not shown)" if secret_in(part) else part for part in location])
+        if key == "local.function_key":  # opens a door of this machine only
+            continue
+        kind = secret_in(text) or ("a secret, by its name" if text and _promises_a_secret(location) else None)
+        if kind:
+            raise SettingsError(
+                f"{path}: {key}: found what looks like {kind} ({len(text)} characters, not shown); settings are read by "
+                "everybody who reads the repository, the templates or the job: keep it in AWS Secrets Manager or Azure Key Vault"
+            )
+        if any(character < " " or character == "\x7f" for character in text):
+            raise SettingsError(f"{path}: {key}: found {_shown(text)}; allowed: a text without control characters")
+        if is_placeholder(text):
+            raise SettingsError(f"{path}: {key}: found {_shown(text)}, a placeholder; put your own value there")
+
+
+def _promises_a_secret(location: Sequence[str]) -> bool:
+    """Only where names are free: what a key of ours holds is known."""
+    return ("tags" in location[:-1] or "hyperparameters" in location[:-1]) and names_a_secret(location[-1])
+
+
+def _texts(path: Path, value: Any, location: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every text with its place; a key is a text at the place of its table."""
+    if len(location) > _DEEPEST:
+        raise SettingsError(f"{path}: {_key(location)}: tables lie deeper in each other than any setting does")
+    if isinstance(value, str):
+        yield location, value
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield location, key
+            yield from _texts(path, each, (*location, key))
+    elif isinstance(value, list):
+        for index, each in enumerate(value):
+            yield from _texts(path, each, (*location, str(index)))
 
 
 def _explain(path: Path, problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location) or "settings"
+    location = [str(part) for part in problem["loc"] if part != "[key]"]  # the name itself is wrong, not its value
+    key = _key(location) or "settings"
     if problem["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1)
@@ -494,8 +623,22 @@ def _explain(path: Path, problem: Any) -> str:
     if problem["type"] == "string_pattern_mismatch":
         key_itself = location[:-1] if location[-1].isdecimal() else location
         message = f"{message}; {_description(key_itself)}"
-    found = "" if isinstance(problem["input"], dict) else f"found {problem['input']!r}; "
+    found = "" if isinstance(problem["input"], dict) else f"found {_shown(problem['input'])}; "
     return f"{path}: {key}: {found}{message}"
+
+
+def _key(location: Sequence[str]) -> str:
+    """A dotted key for a message; a name that TOML would want in quotes has some."""
+    return ".".join(part if re.fullmatch(r"[A-Za-z0-9_-]+|\(not shown\)", part) else _shown(part) for part in location)
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, which stays readable whatever somebody put there."""
+    try:
+        text = repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        text = f"a number of {value.bit_length():,} bits"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 def _table_at(location: list[str]) -> type[BaseModel] | None:

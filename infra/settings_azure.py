@@ -5,14 +5,13 @@ The ranges are what azurerm 4.55.0 or Azure itself takes, whichever is narrower;
 """
 
 import datetime
-import difflib
 import ipaddress
 import math
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from infra.settings_table import Email, Table
+from infra.settings_table import Email, Region, Table, nearest
 
 Hosting = Literal["flex", "premium", "container"]
 Door = Literal["function-key", "entra", "anonymous", "internal"]
@@ -33,9 +32,7 @@ LOCATIONS = frozenset(
 
 def _known_location(location: str) -> str:
     if location not in LOCATIONS:
-        near = difflib.get_close_matches(location, sorted(LOCATIONS), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "give its short form, for instance 'westeurope'"
-        raise ValueError(f"no region of Azure's public cloud; {hint}")
+        raise ValueError(f"no region of Azure's public cloud; {nearest(location, LOCATIONS)}")
     return location
 
 
@@ -285,9 +282,7 @@ class AzureStateSettings(Table):
     bucket: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")] | None = Field(
         default=None, description="s3: bucket, versioned and encrypted; the key is the name of the stack."
     )
-    region: Annotated[str, StringConstraints(pattern=r"^[a-z]{2}(-[a-z]+)+-[1-9]$")] | None = Field(
-        default=None, description="s3: the bucket's region."
-    )
+    region: Region | None = Field(default=None, description="s3: the bucket's region.")
 
     @model_validator(mode="after")
     def _keys_of_the_backend(self) -> Self:

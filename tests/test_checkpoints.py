@@ -104,7 +104,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("step", [1, 6, 7, 18])  # the first, an epoch's last, the next epoch's first, the last
-def test_a_stopped_training_goes_on_to_the_same_weights(
+def test_t14_a_stopped_training_goes_on_to_the_same_weights(
     tmp_path: Path, uninterrupted: dict[str, bytes], step: int
 ) -> None:
     with pytest.raises(
@@ -115,7 +115,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
     assert train(tmp_path) == uninterrupted
 
 
-def test_a_training_killed_again_and_again_goes_on_to_the_same_weights(
+def test_t15_a_training_killed_again_and_again_goes_on_to_the_same_weights(
     tmp_path: Path, uninterrupted: dict[str, bytes]
 ) -> None:
     chance = random.Random(4)
@@ -167,7 +167,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+def test_t15_a_damaged_checkpoint_gives_way_to_the_one_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], uninterrupted: dict[str, bytes], name: str
 ) -> None:
     with pytest.raises(Stopped):
@@ -199,7 +199,7 @@ def test_checkpoints_of_another_training_are_left_alone(
     assert anew == train(tmp_path / "elsewhere", settings=settings, data=data)
 
 
-def test_a_checkpoint_that_finds_no_room_fails_the_job_and_leaves_the_one_before(
+def test_t18_a_checkpoint_that_finds_no_room_fails_the_job_and_leaves_the_one_before(
     tmp_path: Path, uninterrupted: dict[str, bytes]
 ) -> None:
     """A limit on the size of files answers as a full disk does: write() fails after the first bytes."""
@@ -254,7 +254,7 @@ def test_frozen_layers_stay_as_they_were_and_the_others_learn(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_job_that_was_killed_and_stopped_leaves_the_same_file(tmp_path: Path) -> None:
+def test_t14_t15_a_job_that_was_killed_and_stopped_leaves_the_same_file(tmp_path: Path) -> None:
     hyperparameters = {"epochs": "2", "batch_size": "16", "checkpoint_steps": "2"}
     whole = write_job(tmp_path / "whole", hyperparameters)
     finish_job(whole)

@@ -166,14 +166,16 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlPaths:
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "two", "1000"])
-def test_a_wrong_number_of_processes_is_refused(paths: MlPaths, monkeypatch: pytest.MonkeyPatch, count: str) -> None:
+def test_t12_a_wrong_number_of_processes_is_refused(
+    paths: MlPaths, monkeypatch: pytest.MonkeyPatch, count: str
+) -> None:
     monkeypatch.setenv(environment.PROCESSES_PER_HOST, count)
     assert mnist.main() == 2
     expected = f"FERRY_PROCESSES_PER_HOST: found '{count}'; allowed: a whole number from 1 to 256\n"
     assert paths.failure.read_text().startswith(expected)
 
 
-def test_half_of_what_torchrun_tells_is_refused(paths: MlPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_t12_half_of_what_torchrun_tells_is_refused(paths: MlPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(environment.RANK, "0")
     assert mnist.main() == 2
     assert paths.failure.read_text().startswith("WORLD_SIZE: found ''; allowed: a whole number\n")
@@ -187,13 +189,19 @@ RESOURCES = {
 
 
 @pytest.mark.parametrize("content", RESOURCES)
-def test_hosts_that_make_no_sense_are_refused(paths: MlPaths, content: str) -> None:
+def test_t12_hosts_that_make_no_sense_are_refused(paths: MlPaths, content: str) -> None:
     paths.resource_config.write_text(content)
     assert mnist.main() == 2
     assert paths.failure.read_text().startswith(RESOURCES[content])
 
 
-def test_a_model_that_one_process_trains_refuses_several_hosts(paths: MlPaths) -> None:
+def test_t12_a_missing_resource_file_is_no_single_host(paths: MlPaths) -> None:
+    paths.resource_config.unlink()
+    assert mnist.main() == 2
+    assert paths.failure.read_text().startswith("resourceconfig.json: cannot be read (No such file or directory)\n")
+
+
+def test_t12_a_model_that_one_process_trains_refuses_several_hosts(paths: MlPaths) -> None:
     paths.resource_config.write_text('{"hosts": ["a", "b"], "current_host": "a"}')
     assert run("colours", lambda job: pytest.fail("it trains")) == 2
     assert paths.failure.read_text().startswith("resourceconfig.json: hosts: found a, b; allowed: one host\n")

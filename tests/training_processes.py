@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class RunningJob:
 def start_job(paths: MlPaths, command: Sequence[str] = TRAIN, **variables: str) -> RunningJob:
     """One thread a process, so that the tests of two processes and of one use the machine alike."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    ours: Mapping[str, str] = {
+    ours: dict[str, str] = {
         environment.BASE_DIR: str(paths.base),
         environment.MODEL_NAME: "mnist",
         environment.THREADS: "1",
