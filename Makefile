@@ -32,6 +32,9 @@ synth: setup ## Both clouds' templates for FERRY_ENV, written to cdk.out and cdk
 bench: setup ## Everything that is measured, peers included (after make demo); QUICK=1: a try; DATA=<MNIST folder>: training too
 	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(DATA),--data "$(DATA)") $(if $(PEERS),--peers "$(PEERS)") $(if $(INT8),--int8 "$(INT8)") $(RELEASE)
 
+soak: setup ## Ten minutes of good and bad requests, abuse and a killed worker (after make demo); MINUTES=<number>
+	@$(BIN)/python -m bench.soak $(if $(MINUTES),--minutes "$(MINUTES)") $(RELEASE)
+
 snapshots: setup ## Rewrites the expected templates; read the diff like code
 	@$(BIN)/python -m pytest -q --snapshot-update tests/test_infra_snapshots.py tests/test_infra_azure.py \
 		tests/test_infra_hosting_variants.py tests/test_infra_gateway.py
@@ -57,4 +60,4 @@ node_modules/.ready: package.json package-lock.json .npmrc scripts/setup .venv/.
 .venv-checkov/.ready: tests/checkov/requirements.txt scripts/setup
 	@PYTHON="$(PYTHON)" scripts/setup checkov
 
-.PHONY: help demo test test-slow test-cdktn synth bench snapshots setup lock clean
+.PHONY: help demo test test-slow test-cdktn synth bench soak snapshots setup lock clean

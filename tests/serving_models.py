@@ -18,7 +18,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from model_code.environment import MODEL_FILE, SIGNATURE_FILE
+from ferry.archive import write_archive
+from infra.release import FileDigest, Gate, Release, StoredArchive, release_id
+from model_code.environment import ARCHIVE_FILE, MODEL_FILE, RELEASE_FILE, SIGNATURE_FILE
 from model_code.inference.contract import (
     Golden,
     ModelDescription,
@@ -273,3 +275,38 @@ def write_artifact(path: Path, *, seed: int = 0, extra_members: Mapping[str, byt
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     return description
+
+
+def write_release(directory: Path, *, seed: int = 0) -> Release:
+    """Write release.json and model.tar.gz, as `ferry release` leaves them, with the model of this seed."""
+    model = onnx_bytes(seed)
+    description = describe(model, seed=seed)
+    signature = model_json_bytes(description)
+    archive = write_archive({MODEL_FILE: model, SIGNATURE_FILE: signature})
+    identifier = release_id(description.model, description.onnx.sha256)
+    release = Release(
+        schema_version=2,
+        release_id=identifier,
+        model=description.model,
+        dataset=description.training.dataset,
+        archive=StoredArchive(
+            uri=f"s3://a-bucket/releases/{identifier}/model.tar.gz", version_id="v1", **_digest(archive)
+        ),
+        onnx=FileDigest(**_digest(model)),
+        model_json=FileDigest(**_digest(signature)),
+        metrics=dict(description.metrics),
+        gate=Gate(metric="accuracy", threshold=0.9, value=description.metrics["accuracy"]),
+        pipeline_execution="local",
+        model_package=None,
+        dataset_manifest_sha256=None,
+        source_revision=description.source_revision,
+        training_end_time=description.training.ended_at,
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / ARCHIVE_FILE).write_bytes(archive)
+    (directory / RELEASE_FILE).write_bytes(release.to_bytes())
+    return release
+
+
+def _digest(content: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}

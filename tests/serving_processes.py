@@ -8,8 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +56,32 @@ class Server:
         """Send these bytes and return everything up to the end of the connection."""
         with self.connect() as connection:
             connection.sendall(raw)
-            return b"".join(iter(lambda: connection.recv(65536), b""))
+            return read_all(connection)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Everything up to the end of the connection, an orderly one or not."""
+    received = b""
+    with suppress(ConnectionError):  # what was sent and not read any more makes the end a reset
+        while more := connection.recv(65536):
+            received += more
+    return received
+
+
+def accepts(port: int) -> bool:
+    """Whether somebody listens."""
+    try:
+        socket.create_connection((LOOPBACK, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"did not happen within {seconds:g} seconds"
+        time.sleep(0.02)
 
 
 def free_port() -> int:
@@ -81,9 +106,11 @@ def container_variables(base: Path, port: int | str, **variables: str) -> dict[s
 
 
 @contextmanager
-def container(base: Path, *, command: Sequence[str] = (str(SERVE),), **variables: str) -> Iterator[Server]:
+def container(
+    base: Path, *, command: Sequence[str] = (str(SERVE),), port: int | None = None, **variables: str
+) -> Iterator[Server]:
     """The SageMaker container's `serve`, or another `command` in its place, over the model in `base`/model."""
-    port = free_port()
+    port = port or free_port()
     with _running(command, container_variables(base, port, **variables), base, port, "/ping") as server:
         yield server
 

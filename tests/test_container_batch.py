@@ -14,7 +14,6 @@ from model_code.container.server import Application
 from model_code.container.settings import ServeSettings
 from model_code.inference.contract import DEADLINE_SECONDS, MAX_BODY_BYTES, MAX_INSTANCES, Limits
 from model_code.inference.predictor import Predictor
-from model_code.inference.respond import respond
 from tests import serving_models
 from tests.asgi import call
 from tests.serving_processes import Server, container
@@ -49,13 +48,13 @@ def test_execution_parameters_are_what_the_container_can_take(server: Server) ->
 
 
 @pytest.mark.parametrize(("payload", "expected"), [("6", (16, 6)), ("30", (3, 30)), ("100", (1, 100)), ("0", (1, 100))])
-def test_execution_parameters_keep_sagemakers_rule_however_many_workers_there_are(
+def test_h41_execution_parameters_keep_sagemakers_rule_however_many_workers_there_are(
     tmp_path: Path, payload: str, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(environment.BATCH, "true")
     monkeypatch.setenv(environment.MAX_PAYLOAD, payload)
     limits = ServeSettings.from_environment().limits
-    app = Application(lambda: Predictor.load(tmp_path), respond, workers=24, limits=limits)
+    app = Application(lambda: Predictor.load(tmp_path), workers=24, limits=limits)
     document = json.loads(asyncio.run(call(app, "GET", "/execution-parameters"))[2])
     assert (document["MaxConcurrentTransforms"], document["MaxPayloadInMB"]) == expected
     assert document["MaxConcurrentTransforms"] * document["MaxPayloadInMB"] <= 100
@@ -67,16 +66,24 @@ def test_a_request_holds_as_many_records_as_fit(server: Server) -> None:
     assert [json.loads(line)["names"] for line in reply.body.splitlines()] == labels(ROWS)
 
 
-def test_records_of_json_lines_are_joined_by_their_order(server: Server) -> None:
+def test_h40_records_of_json_lines_are_joined_by_their_order(server: Server) -> None:
     lines = b"".join(json.dumps({"data": row.tolist()}).encode() + b"\n" for row in ROWS[:3000])
     reply = server.ask("POST", "/invocations", lines, LINES | {"Accept": "application/jsonlines"})
     assert [json.loads(line) for line in reply.body.splitlines()] == [{"names": name} for name in labels(ROWS[:3000])]
 
 
-def test_one_bad_record_is_400_with_its_line(server: Server) -> None:
-    reply = server.ask("POST", "/invocations", RECORDS[:2000].rpartition(b"\n")[0] + b"\n1,x,3,4\n", CSV)
+def test_h40_one_bad_record_is_400_with_its_line(server: Server) -> None:
+    # Not a placeholder in its place: none could be told from a label.
+    good = RECORDS[:2000].rpartition(b"\n")[0]
+    reply = server.ask("POST", "/invocations", good + b"\n1,x,3,4\n", CSV)
     assert reply.status == 400
-    assert "csv: line " in reply.body.decode()
+    assert f"csv: line {good.count(10) + 2}" in reply.body.decode()
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "BREW"])
+def test_h41_execution_parameters_by_another_method_are_405(server: Server, method: str) -> None:
+    reply = server.ask(method, "/execution-parameters")
+    assert (reply.status, reply.headers["allow"]) == (405, "GET")
 
 
 def test_the_limit_of_a_body_is_the_jobs(server: Server) -> None:

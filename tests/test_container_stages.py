@@ -203,7 +203,7 @@ def test_the_preprocessing_of_another_release_is_not_served(tmp_path: Path, pin:
         ({environment.BATCH: "true", environment.MAX_PAYLOAD: "101"}, environment.MAX_PAYLOAD),
     ],
 )
-def test_a_setting_that_cannot_be_ends_the_process_with_2_its_name_and_what_is_allowed(
+def test_h39_a_setting_that_cannot_be_ends_the_process_with_2_its_name_and_what_is_allowed(
     tmp_path: Path, variables: dict[str, str], name: str
 ) -> None:
     serving_models.write_model(tmp_path / "model")
@@ -214,7 +214,7 @@ def test_a_setting_that_cannot_be_ends_the_process_with_2_its_name_and_what_is_a
     assert "allowed: " in message or "Take" in message
 
 
-def test_two_containers_side_by_side_answer_for_their_own_models_on_their_own_ports(tmp_path: Path) -> None:
+def test_h39_two_containers_side_by_side_answer_for_their_own_models_on_their_own_ports(tmp_path: Path) -> None:
     serving_models.write_model(tmp_path / "digits" / "model", seed=1)
     serving_models.write_table_model(tmp_path / "table" / "model")
     with (

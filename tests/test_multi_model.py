@@ -21,7 +21,7 @@ from model_code.container.multi_model import MultiModelApplication
 from model_code.inference import errors
 from model_code.inference.contract import MAX_BODY_BYTES, Limits
 from tests import serving_models
-from tests.serving_processes import Reply, Server, container
+from tests.serving_processes import Reply, Server, container, wait_until
 
 JSON = {"Content-Type": "application/json"}
 IMAGES = np.random.default_rng(0).normal(size=(2, 1, 28, 28)).astype(np.float32)
@@ -117,12 +117,12 @@ def test_a_model_is_loaded_told_asked_and_unloaded(endpoint: Endpoint) -> None:
     assert endpoint.list() == ([], 1)
 
 
-def test_what_is_not_loaded_is_404_for_every_verb(endpoint: Endpoint) -> None:
+def test_h42_what_is_not_loaded_is_404_for_every_verb(endpoint: Endpoint) -> None:
     for reply in (endpoint.get("nobody"), endpoint.unload("nobody"), endpoint.invoke("nobody")):
         assert (reply.status, code(reply)) == (404, "MODEL_NOT_LOADED")
 
 
-def test_a_name_is_loaded_once_and_again_after_it_was_unloaded(endpoint: Endpoint) -> None:
+def test_h42_a_name_is_loaded_once_and_again_after_it_was_unloaded(endpoint: Endpoint) -> None:
     assert endpoint.load("twice", seed=1).status == 200
     again = endpoint.load("twice")
     assert (again.status, code(again)) == (409, "MODEL_LOADED")
@@ -131,7 +131,7 @@ def test_a_name_is_loaded_once_and_again_after_it_was_unloaded(endpoint: Endpoin
     endpoint.unload("twice")
 
 
-def test_two_loads_of_a_name_at_once_are_one_200_and_one_409(endpoint: Endpoint) -> None:
+def test_h42_two_loads_of_a_name_at_once_are_one_200_and_one_409(endpoint: Endpoint) -> None:
     url = endpoint.unpack("race")
     with ThreadPoolExecutor(8) as pool:
         replies = list(pool.map(lambda _: endpoint.load("race", url), range(8)))
@@ -154,12 +154,12 @@ def test_a_name_is_opaque(endpoint: Endpoint, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["../../x", "..", ".", "a/../b", "a\x00b", "line\nbreak", "a" * 1025])
-def test_a_name_that_no_url_could_carry_is_400(endpoint: Endpoint, name: str) -> None:
+def test_h42_a_name_that_no_url_could_carry_is_400(endpoint: Endpoint, name: str) -> None:
     reply = endpoint.load(name, endpoint.unpack("odd"))
     assert (reply.status, code(reply)) == (400, "BAD_MODEL")
 
 
-def test_a_url_outside_the_folder_of_the_models_is_400_and_nothing_of_it_is_read(
+def test_h42_a_url_outside_the_folder_of_the_models_is_400_and_nothing_of_it_is_read(
     endpoint: Endpoint, tmp_path: Path
 ) -> None:
     serving_models.write_model(tmp_path / "outside")
@@ -196,17 +196,20 @@ def test_a_url_outside_the_folder_of_the_models_is_400_and_nothing_of_it_is_read
     ],
     ids=["onnx", "json", "missing", "folder"],
 )
-def test_a_model_that_cannot_be_served_is_400_and_leaves_nothing_behind(
+def test_h42_a_model_that_cannot_be_served_is_400_and_leaves_nothing_behind(
     endpoint: Endpoint, tmp_path: Path, damage: Any, reason: str
 ) -> None:
     url = endpoint.unpack(tmp_path.name)
     damage(Path(url))
+    assert endpoint.load("sound", seed=1).status == 200
     reply = endpoint.load("damaged", url)
     assert (reply.status, code(reply)) == (400, "BAD_MODEL")
     assert reason in message(reply)
     assert url not in message(reply)
     assert url in endpoint.server.log.read_text()
     assert endpoint.get("damaged").status == 404
+    assert json.loads(endpoint.invoke("sound").body)["digits"] == answer(1)
+    assert endpoint.unload("sound").status == 200
 
 
 @pytest.mark.parametrize(
@@ -361,17 +364,10 @@ def test_ping_and_the_other_models_answer_while_a_large_one_is_loaded(endpoint: 
         assert endpoint.unload(name).status == 200
 
 
-def wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen within 30 seconds"
-        time.sleep(0.01)
-
-
 # The process
 
 
-def test_what_does_not_fit_is_507_until_another_model_is_unloaded(tmp_path: Path) -> None:
+def test_h42_what_does_not_fit_is_507_until_another_model_is_unloaded(tmp_path: Path) -> None:
     for number in range(12):
         directory = tmp_path / "models" / f"heavy-{number}" / "model"
         if number == 0:
@@ -396,7 +392,7 @@ def test_what_does_not_fit_is_507_until_another_model_is_unloaded(tmp_path: Path
         assert endpoint.worker().memory_info().rss < 320 * 2**20
 
 
-def test_a_worker_that_takes_a_dead_ones_place_has_its_models(tmp_path: Path) -> None:
+def test_h35_a_worker_that_takes_a_dead_ones_place_has_its_models(tmp_path: Path) -> None:
     with container(tmp_path, SAGEMAKER_MULTI_MODEL="true") as server:
         endpoint = Endpoint(server, tmp_path)
         for seed in range(3):
