@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bench import interruption, report
 from bench.parts import PARTS, arguments
+from bench.quantised import INT8_DIR
 from bench.serving import peer_names
 from infra.release import ReleaseError, read_release
 from model_code.environment import RELEASE_FILE
@@ -21,10 +22,16 @@ from model_code.environment import RELEASE_FILE
 def main() -> int:
     parser = arguments("bench", __doc__ or "")
     parser.add_argument(
-        "--data", type=Path, metavar="FOLDER", help="the four MNIST files; without them no training is measured"
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="the four MNIST files; without them no training is measured, and no int8 but that of --int8",
     )
     parser.add_argument(
-        "--int8", type=Path, metavar="RELEASE_DIR", help="a quantised release, measured beside the first"
+        "--int8",
+        type=Path,
+        metavar="RELEASE_DIR",
+        help="a quantised release, measured beside the first; default with --data: one made of it",
     )
     parser.add_argument("--peers", type=peer_names, metavar="NAMES", help='only these servers: "fastapi flask"')
     given = parser.parse_args()
@@ -35,17 +42,25 @@ def main() -> int:
         return 2
     common = ["--quick"] if given.quick else []
     measurements = [
-        (name, [*common, str(given.release_dir.absolute())]) for name in ("core", "cold_start", "synth", "serving")
+        (name, [*common, str(given.release_dir.absolute())])
+        for name in ("core", "cold_start", "synth", "scale", "gpu", "serving")
     ]
-    if given.int8:
-        measurements[-1][1].extend(["--int8", str(given.int8.absolute())])
+    options = dict(measurements)
+    failed = []
+    int8 = given.int8
+    if given.data and not int8:
+        made = interruption.run([sys.executable, "-m", "bench.quantised", str(given.data), str(given.release_dir)])
+        failed += ["quantised"] if made != 0 else []
+        int8 = INT8_DIR if made == 0 else None
+    if int8:
+        options["serving"].extend(["--int8", str(int8.absolute())])
     if given.peers:
-        measurements[-1][1].extend(["--peers", " ".join(given.peers)])
+        options["serving"].extend(["--peers", " ".join(given.peers)])
     if given.data:
+        options["gpu"].extend(["--data", str(given.data.absolute())])
         measurements.append(("training", [str(given.data.absolute())]))
     if PARTS.exists():
         shutil.rmtree(PARTS)
-    failed = []
     started = time.monotonic()
     for number, (name, flags) in enumerate(measurements, 1):
         print(

@@ -5,13 +5,14 @@ in the report too, and no ratio is made up for it.
 """
 
 import statistics
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from bench.load import Load
 
 OURS = "ours"
+ALONE = "ours-one-by-one"
 INT8 = "ours-int8"
 CONSTANT = "constant"
 CONNECTIONS = (1, 8, 32)
@@ -42,33 +43,50 @@ class Cells:
         """Median requests a second."""
         return statistics.median(load.requests_per_second for load in self.loads[key])
 
-    def p99(self, key: Key) -> float:
-        return statistics.median(load.p99_ms for load in self.loads[key])
-
     def best(self, payload: str, connections: int, servers: Collection[str]) -> str | None:
         """Which of these servers has the highest median of this cell; None where none has it."""
         keys = [(name, payload, connections) for name in servers if (name, payload, connections) in self.loads]
         return max(keys, key=self.rate)[0] if keys else None
+
+    def best_over_all(self, servers: Collection[str]) -> str | None:
+        """Which of these servers answers the most requests a second: the largest geometric mean of its medians over the cells
+        that all of them have, so that no cell counts for more because its requests are small. None without such cells."""
+        names = sorted({key[0] for key in self.loads if key[0] in servers})
+        cells = {key[1:] for key in self.loads}
+        shared = [cell for cell in cells if all((name, *cell) in self.loads for name in names)]
+        if not names or not shared:
+            return None
+        return max(names, key=lambda name: statistics.geometric_mean(self.rate((name, *cell)) for cell in shared))
 
     def ratio(self, mine: Key, theirs: Key) -> float:
         """Median of the ratios in each round."""
         pairs = zip(self.loads[mine], self.loads[theirs], strict=True)
         return statistics.median(ours.requests_per_second / other.requests_per_second for ours, other in pairs)
 
+    def p99_ratio(self, mine: Key, theirs: Key) -> float:
+        """The same of the latencies that 99 of 100 answers keep."""
+        pairs = zip(self.loads[mine], self.loads[theirs], strict=True)
+        return statistics.median(ours.p99_ms / other.p99_ms for ours, other in pairs)
+
+
+def summarise_cell(loads: Sequence[Load], images: int) -> dict[str, Any]:
+    """All rounds of one cell, whose requests hold so many images: medians, and every error."""
+    rate = statistics.median(load.requests_per_second for load in loads)
+    return {
+        "requests_per_second": rate,
+        "images_per_second": rate * images,
+        "p50_ms": statistics.median(load.p50_ms for load in loads),
+        "p99_ms": statistics.median(load.p99_ms for load in loads),
+        "errors": sum(load.errors for load in loads),
+        "rounds": [load.requests_per_second for load in loads],
+    }
+
 
 def summarise(cells: Cells, peers: Collection[str]) -> dict[str, Any]:
     """What the report says below `http`; `peers` are the servers that ours is compared with."""
     report: dict[str, Any] = {}
     for (server, payload, connections), loads in cells.loads.items():
-        rate = cells.rate((server, payload, connections))
-        cell = {
-            "requests_per_second": rate,
-            "images_per_second": rate * cells.images[payload],
-            "p50_ms": statistics.median(load.p50_ms for load in loads),
-            "p99_ms": cells.p99((server, payload, connections)),
-            "errors": sum(load.errors for load in loads),
-            "rounds": [load.requests_per_second for load in loads],
-        }
+        cell = summarise_cell(loads, cells.images[payload])
         report.setdefault(server, {}).setdefault(payload, {})[f"c{connections}"] = cell
     for server in report:
         report[server]["start_seconds"] = statistics.median(cells.start_seconds[server])
@@ -83,7 +101,8 @@ def _compare(cells: Cells, peers: Collection[str]) -> Iterator[tuple[str, Any]]:
     """Ours against the best peer of each cell, the raw limit, and itself."""
     ratios: dict[str, dict[str, float]] = {}
     best: dict[str, dict[str, str]] = {}
-    p99: list[float] = []
+    p99: dict[str, dict[str, float]] = {}
+    quickest: dict[str, dict[str, str]] = {}
     for server, payload, connections in cells.loads:
         peer = cells.best(payload, connections, peers) if server == OURS else None
         if peer is None:
@@ -91,18 +110,27 @@ def _compare(cells: Cells, peers: Collection[str]) -> Iterator[tuple[str, Any]]:
         mine, place = (OURS, payload, connections), f"c{connections}"
         ratios.setdefault(payload, {})[place] = cells.ratio(mine, (peer, payload, connections))
         best.setdefault(payload, {})[place] = peer
-        others = [key for key in cells.loads if key[0] in peers and key[1:] == mine[1:]]
-        p99.append(cells.p99(mine) / min(cells.p99(key) for key in others))
+        others = {key[0]: cells.p99_ratio(mine, key) for key in cells.loads if key[0] in peers and key[1:] == mine[1:]}
+        quick = max(others, key=others.__getitem__)
+        p99.setdefault(payload, {})[place] = others[quick]
+        quickest.setdefault(payload, {})[place] = quick
     yield "ratio_to_best_peer", ratios
     yield "best_peer", best
+    yield "p99_over_quickest_peer", p99
+    yield "quickest_peer", quickest
     yield "images_per_second_over_raw", dict(_over_raw(cells))
-    loads = cells.loads.get((OURS, "json_16", 32))
-    if loads:
-        yield "p99_over_p50", {"json_16": {"c32": statistics.median(load.p99_ms / load.p50_ms for load in loads)}}
+    steady = {}
+    for payload in ("json_16", "binary_16"):
+        loads = cells.loads.get((OURS, payload, 32))
+        if loads:
+            steady[payload] = {"c32": statistics.median(load.p99_ms / load.p50_ms for load in loads)}
+    yield "p99_over_p50", steady
     if p99:
-        yield "worst_p99_over_best_peer", max(p99)
-        lightest = min(max(cells.peak_bytes[name]) for name in peers if name in cells.peak_bytes)
-        yield "memory_over_best_peer", max(cells.peak_bytes[OURS]) / lightest
+        yield "worst_p99_over_any_peer", max(ratio for cell in p99.values() for ratio in cell.values())
+    busiest = cells.best_over_all(peers)
+    if busiest is not None:
+        yield "best_peer_over_all", busiest
+        yield "memory_over_best_peer", max(cells.peak_bytes[OURS]) / max(cells.peak_bytes[busiest])
     if "fastapi" in cells.start_seconds:
         pairs = zip(cells.start_seconds[OURS], cells.start_seconds["fastapi"], strict=True)
         yield "start_over_fastapi", statistics.median(ours / theirs for ours, theirs in pairs)

@@ -6,6 +6,8 @@ Both keep their connections open and send the next request on each as soon as th
 import json
 import shutil
 import subprocess
+import tempfile
+import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +37,9 @@ class Load:
 class Generator(Protocol):
     version: str
 
-    def run(self, url: str, payload: Payload, connections: int, seconds: float) -> Load:
-        """One cell, of whole seconds. Raises WrongAnswer where nothing listens."""
+    def run(self, url: str, payload: Payload, connections: int, seconds: float, paths: Sequence[str] = ()) -> Load:
+        """One cell, of whole seconds; requests go round over `paths` where there are any. Raises WrongAnswer where nothing
+        listens."""
 
 
 class Wrk:
@@ -48,10 +51,10 @@ class Wrk:
         usage = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
         self.version = " ".join(usage.split()[:2])
 
-    def run(self, url: str, payload: Payload, connections: int, seconds: float) -> Load:
+    def run(self, url: str, payload: Payload, connections: int, seconds: float, paths: Sequence[str] = ()) -> Load:
         flags = ["--threads", "1", "--connections", str(connections), "--duration", f"{max(1, round(seconds))}s"]
         flags += ["--timeout", f"{TIMEOUT_SECONDS}s", "--script", str(_SCRIPT)]
-        said = _output([*self._command, *flags, url, "--", payload.content_type, str(payload.file)])
+        said = _output([*self._command, *flags, url, "--", payload.content_type, str(payload.file), *paths])
         return read_wrk(json.loads(said.splitlines()[-1]))
 
 
@@ -62,11 +65,29 @@ class Autocannon:
         self._command = [*pinned(cores), str(node_modules / ".bin" / "autocannon")]
         self.version = AUTOCANNON
 
-    def run(self, url: str, payload: Payload, connections: int, seconds: float) -> Load:
-        flags = ["--connections", str(connections), "--duration", str(max(1, round(seconds))), "--method", "POST"]
-        flags += ["--timeout", str(TIMEOUT_SECONDS), "--headers", f"content-type={payload.content_type}"]
-        said = _output([*self._command, *flags, "--input", str(payload.file), "--json", "--no-progress", url])
-        return read_autocannon(json.loads(said))
+    def run(self, url: str, payload: Payload, connections: int, seconds: float, paths: Sequence[str] = ()) -> Load:
+        flags = ["--connections", str(connections), "--duration", str(max(1, round(seconds)))]
+        flags += ["--timeout", str(TIMEOUT_SECONDS), "--json", "--no-progress"]
+        with tempfile.TemporaryDirectory(prefix="ferry-bench-") as folder:
+            if paths:
+                archive = Path(folder) / "requests.har"
+                archive.write_text(json.dumps(har(url, payload, paths)))
+                flags += ["--har", str(archive)]
+            else:
+                flags += ["--method", "POST", "--headers", f"content-type={payload.content_type}"]
+                flags += ["--input", str(payload.file)]
+            return read_autocannon(json.loads(_output([*self._command, *flags, url])))
+
+
+def har(url: str, payload: Payload, paths: Sequence[str]) -> dict[str, Any]:
+    """The requests that autocannon goes round over, as it reads them (W3C, "HTTP Archive format"); bodies have to be text."""
+    headers = [{"name": "content-type", "value": payload.content_type}]
+    body = {"mimeType": payload.content_type, "text": payload.file.read_text()}
+    requests = [
+        {"method": "POST", "url": urllib.parse.urljoin(url, path), "headers": headers, "postData": body}
+        for path in paths
+    ]
+    return {"log": {"version": "1.2", "entries": [{"request": request} for request in requests]}}
 
 
 def read_wrk(found: dict[str, Any]) -> Load:

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnxruntime as ort
 
-from bench.core import as_json, as_npy, golden_pixels, one_thread
+from bench.core import as_json, as_npy, golden_pixels, one_thread, with_four_decimals
 from model_code.inference.codecs import JSON, NPY
 from model_code.inference.contract import Signature
 from model_code.inference.preprocess import normalise
@@ -49,13 +50,19 @@ class Payload:
 
 
 def make_payloads(signature: Signature, model: Path, folder: Path) -> Iterator[Payload]:
-    """Real images, the release's golden ones, written as clients write them: `tolist()` in JSON, float32 in npy."""
+    """Those of the comparison with other servers, in `folder`."""
     session = ort.InferenceSession(model, one_thread(), providers=["CPUExecutionProvider"])
     for name, images, content_type in (("json_1", 1, JSON), ("json_16", 16, JSON), ("binary_16", 16, NPY)):
-        digits = normalise(golden_pixels(signature, images), signature.preprocessing)
-        outputs = session.run([signature.output.name], {signature.input.name: digits})[0]
-        labels = [signature.labels[index] for index in outputs.argmax(axis=1)]
-        body = as_json("data", digits) if content_type == JSON else as_npy(digits)
-        file = folder / name
-        file.write_bytes(body)
-        yield Payload(name, images, content_type, file, json.dumps({signature.response_key: labels}).encode())
+        yield make_payload(signature, session, folder / name, images, content_type)
+
+
+def make_payload(
+    signature: Signature, session: ort.InferenceSession, file: Path, images: int, content_type: str
+) -> Payload:
+    """Real images, the release's golden ones: four decimals in JSON, which tell 256 levels of grey apart; float32 in npy."""
+    exact = normalise(golden_pixels(signature, images), signature.preprocessing)
+    written = with_four_decimals(exact) if content_type == JSON else exact
+    outputs = session.run([signature.output.name], {signature.input.name: written.astype(np.float32)})[0]
+    labels = [signature.labels[index] for index in outputs.argmax(axis=1)]
+    file.write_bytes(as_json("data", written) if content_type == JSON else as_npy(exact))
+    return Payload(file.name, images, content_type, file, json.dumps({signature.response_key: labels}).encode())

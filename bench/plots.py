@@ -1,19 +1,18 @@
-"""The pictures of the HTTP measurement, drawn with Pillow: one panel a payload, one group of bars a server."""
+"""The pictures of the HTTP measurement: one panel a payload, one group of bars a server."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from bench.cells import CONNECTIONS, CONSTANT
+from bench.ink import FAINT, LIMIT, Canvas
 
-_INK, _FAINT, _LIMIT = "#1b1f24", "#d7dce2", "#c0392b"
 # From few connections to many; ours stands out.
 _SHADES = ("#b8c4d4", "#7f93ad", "#4a6079")
 _OUR_SHADES = ("#9fd3b8", "#4fae80", "#1e7a4f")
-_SCALE = 2  # drawn at twice the size, for screens that show it
 _LABELS, _PLOT, _VALUES, _BAR, _GAP, _HEAD, _FOOT = 210, 420, 90, 11, 12, 44, 34
 
 
@@ -93,43 +92,31 @@ def _connections() -> str:
 def _draw(panels: Sequence[Panel], note: str) -> Image.Image:
     group = _BAR * len(CONNECTIONS) + _GAP
     heights = [_HEAD + group * len(panel.rows) for panel in panels]
-    size = (_LABELS + _PLOT + _VALUES, sum(heights) + _FOOT)
-    image = Image.new("RGB", (size[0] * _SCALE, size[1] * _SCALE), "white")
-    pen = ImageDraw.Draw(image)
+    canvas = Canvas(_LABELS + _PLOT + _VALUES, sum(heights) + _FOOT)
     top = 0
     for panel, height in zip(panels, heights, strict=True):
-        _draw_panel(pen, panel, top, height)
+        _draw_panel(canvas, panel, top, height)
         top += height
-    _text(pen, 12, top + 17, note, 11)
-    return image
+    canvas.text(12, top + 17, note, 11)
+    return canvas.image
 
 
-def _draw_panel(pen: ImageDraw.ImageDraw, panel: Panel, top: int, height: int) -> None:
+def _draw_panel(canvas: Canvas, panel: Panel, top: int, height: int) -> None:
     def across(value: float) -> float:
         return _LABELS + _PLOT * panel.place(value)
 
-    _text(pen, 12, top + 22, panel.heading, 15)
+    canvas.text(12, top + 22, panel.heading, 15)
     y = top + _HEAD
     for title, is_ours, bars in panel.rows:
         middle = y + _BAR * len(bars) / 2
-        _text(pen, _LABELS - 10, middle, title, 12, anchor="rm")
+        canvas.text(_LABELS - 10, middle, title, 12, anchor="rm")
         for bar, colour in zip(bars, _OUR_SHADES if is_ours else _SHADES, strict=True):
-            _box(pen, across(bar.start), y + 1, max(across(bar.end), across(bar.start) + 1), y + _BAR, colour)
-            _text(pen, across(bar.end) + 5, y + _BAR / 2 + 0.5, bar.text, 9)
+            canvas.box(across(bar.start), y + 1, max(across(bar.end), across(bar.start) + 1), y + _BAR, colour)
+            canvas.text(across(bar.end) + 5, y + _BAR / 2 + 0.5, bar.text, 9)
             y += _BAR
         y += _GAP
-    _box(pen, _LABELS, top + _HEAD - 4, _LABELS + 1, top + height - 6, _FAINT)
+    canvas.box(_LABELS, top + _HEAD - 4, _LABELS + 1, top + height - 6, FAINT)
     if panel.limit:
         x = across(panel.limit)
-        _box(pen, x, top + _HEAD - 4, x + 1, top + height - 6, _LIMIT)
-        _text(pen, x, top + _HEAD - 12, f"{panel.limit:.0f}", 10, anchor="mm", colour=_LIMIT)
-
-
-def _box(pen: ImageDraw.ImageDraw, left: float, top: float, right: float, bottom: float, colour: str) -> None:
-    pen.rectangle([left * _SCALE, top * _SCALE, right * _SCALE, bottom * _SCALE], fill=colour)
-
-
-def _text(
-    pen: ImageDraw.ImageDraw, x: float, y: float, text: str, size: int, anchor: str = "lm", colour: str = _INK
-) -> None:
-    pen.text((x * _SCALE, y * _SCALE), text, colour, ImageFont.load_default(size * _SCALE), anchor)
+        canvas.box(x, top + _HEAD - 4, x + 1, top + height - 6, LIMIT)
+        canvas.text(x, top + _HEAD - 12, f"{panel.limit:.0f}", 10, anchor="mm", colour=LIMIT)

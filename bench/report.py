@@ -6,20 +6,25 @@ A measurement that was not run, or that failed, is missing from it. Exit code 0 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from bench.cells import CONNECTIONS, CONSTANT
 from bench.environments import BUILD
 from bench.goals import goal_lines, judge, look_up
 from bench.parts import PARTS
 from bench.plots import draw_latency, draw_throughput
+from bench.scale_plots import draw_batch, draw_cores, draw_models
+from bench.scale_tables import gpu_lines, scale_lines
+from bench.tables import table
 from infra.settings import ROOT
 
-NAMES = ("core", "cold_start", "serving", "synth", "training")
+NAMES = ("core", "cold_start", "serving", "scale", "synth", "training", "gpu")
 
-_HEADINGS = {"json_1": "JSON, 1 image", "json_16": "JSON, 16 images", "binary_16": "npy, 16 images"}
+HEADINGS = {"json_1": "JSON, 1 image", "json_16": "JSON, 16 images", "binary_16": "npy, 16 images"}
 
 
 def merge(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -50,7 +55,7 @@ def markdown(report: Mapping[str, Any]) -> Iterator[str]:
             f"load {run['load_when_it_ended']} when it ended{short}"
         )
     yield "\n## Goals\n"
-    yield from _table(
+    yield from table(
         ("number", "measured", "goal"),
         [(f"`{path}`", "" if value is None else f"{value:.3f}", verdict) for path, value, verdict in judge(report)],
     )
@@ -59,23 +64,27 @@ def markdown(report: Mapping[str, Any]) -> Iterator[str]:
     if "core_microseconds" in report:
         yield "\n## Core, one process, no HTTP\n"
         rows = [(way, f"{micros:.0f}") for way, micros in report["core_microseconds"].items()]
-        yield from _table(("way, images", "median µs"), rows)
+        yield from table(("way, images", "median µs"), rows)
     if "function_cold_start" in report:
         yield "\n## Cold start of the Function\n"
         rows = [(way, f"{ms:.0f}") for way, ms in report["function_cold_start"]["milliseconds"].items()]
-        yield from _table(("way", "median ms to the first answer"), rows)
+        yield from table(("way", "median ms to the first answer"), rows)
     if "training" in report:
         training = report["training"]
         yield f"\n## Training, torch {training['torch']}, {training['threads']} threads\n"
         accuracies = training["accuracies"]
-        yield from _table(
+        yield from table(
             ("loop", "seconds", "accuracy"),
             [(name, f"{time:.1f}", f"{accuracies[name]:.2%}") for name, time in training["seconds"].items()],
         )
     if "synth" in report:
         yield "\n## `cdk synth`\n"
         rows = [(name, f"{seconds:.2f}") for name, seconds in report["synth"]["seconds"].items()]
-        yield from _table(("app", "median seconds"), rows)
+        yield from table(("app", "median seconds"), rows)
+    if "scale" in report:
+        yield from scale_lines(report["scale"])
+    if "gpu" in report:
+        yield from gpu_lines(report["gpu"])
 
 
 def _http(report: Mapping[str, Any]) -> Iterator[str]:
@@ -86,21 +95,35 @@ def _http(report: Mapping[str, Any]) -> Iterator[str]:
         f"Rounds: {method['rounds']}, of {method['cell']:g} s a cell; medians; servers on {len(method['server_cores'])} cores; "
         f"{method['load_generator']}; c8 is 8 connections. Bold: the best peer of a cell. The last row is HTTP without a model."
     )
-    columns = [(payload, f"c{connections}") for payload in _HEADINGS for connections in CONNECTIONS]
-    heads = [f"{_HEADINGS[payload]}, {place}" for payload, place in columns]
+    columns = [(payload, f"c{connections}") for payload in HEADINGS for connections in CONNECTIONS]
+    heads = [f"{HEADINGS[payload]}, {place}" for payload, place in columns]
     for what, show in (("Requests a second", _rate), ("p50 / p99, ms", _latency)):
         yield f"\n### {what}\n"
         rows = [[titles[name], *(show(http, name, payload, place) for payload, place in columns)] for name in names]
-        yield from _table(("server", *heads), rows)
+        yield from table(("server", *heads), rows)
     yield "\n### Raw limit: images a second of `session.run`\n"
-    yield from _table(("limit", "images/s"), [(name, f"{rate:.0f}") for name, rate in http["raw"].items()])
+    yield from table(("limit", "images/s"), [(name, f"{rate:.0f}") for name, rate in http["raw"].items()])
     yield "\n### Memory, start, errors\n"
     rows = []
     for name in names:
         errors = sum(http[name][payload][place]["errors"] for payload, place in columns if payload in http[name])
         server = http[name]
         rows.append([titles[name], f"{server['peak_mebibytes']:.0f}", f"{server['start_seconds']:.2f}", str(errors)])
-    yield from _table(("server", "peak MiB (PSS)", "seconds to the first answer", "errors"), rows)
+    yield from table(("server", "peak MiB (PSS)", "seconds to the first answer", "errors"), rows)
+    if "best_peer_over_all" in http:
+        yield (
+            f"\nMemory is compared with {titles[http['best_peer_over_all']]}, the peer with the most requests a second: the "
+            "largest geometric mean over the cells that all peers have."
+        )
+    if "quickest_peer" in http:
+        yield "\n### p99 over the quickest peer's, of the same round and connections\n"
+        cells = [
+            f"{http['p99_over_quickest_peer'][payload][place]:.2f} × {titles[http['quickest_peer'][payload][place]]}"
+            if look_up(http, f"quickest_peer.{payload}.{place}")
+            else "–"
+            for payload, place in columns
+        ]
+        yield from table(heads, [cells])
     if report["missing"]:
         yield "\n### Missing\n"
         yield from (f"- {name}: {' '.join(reason.split())}" for name, reason in report["missing"].items())
@@ -120,22 +143,24 @@ def _latency(http: Mapping[str, Any], name: str, payload: str, place: str) -> st
     return f"{cell['p50_ms']:.1f} / {cell['p99_ms']:.1f}" if cell else "–"
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield "| " + " | ".join(heads) + " |"
-    yield "|" + "---|" * len(heads)
-    yield from ("| " + " | ".join(row) + " |" for row in rows)
-
-
 def write(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """The report's files in `folder`; the pictures only where servers were measured."""
+    """The report's files in `folder`; the pictures only of what was measured."""
     files = [folder / "report.json", folder / "report.md"]
     files[0].write_text(json.dumps(report, indent=2) + "\n")
     files[1].write_text("\n".join(markdown(report)) + "\n")
+    for name, image in _pictures(report):
+        image.save(folder / name)
+        files.append(folder / name)
+    return files
+
+
+def _pictures(report: Mapping[str, Any]) -> Iterator[tuple[str, Image.Image]]:
     if ranked(report):
         for name, draw in (("throughput.png", draw_throughput), ("latency.png", draw_latency)):
-            draw(report, ranked(report), _HEADINGS).save(folder / name)
-            files.append(folder / name)
-    return files
+            yield name, draw(report, ranked(report), HEADINGS)
+    if "scale" in report:
+        for name, draw_lines in (("batch", draw_batch), ("cores", draw_cores), ("models", draw_models)):
+            yield f"scale-{name}.png", draw_lines(report["scale"])
 
 
 def read_parts() -> dict[str, dict[str, Any]]:

@@ -6,15 +6,17 @@ import socket
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
 from bench.environments import PEERS, Peer, build
-from bench.payloads import Payload, WrongAnswer
+from bench.payloads import ANSWER_SECONDS, WrongAnswer
 from ferry import processes
 from infra.release import Release
 from infra.settings import ROOT
@@ -45,6 +47,21 @@ class Server:
     folder_variable: str = "BENCH_FOLDER"
 
 
+class Check(Protocol):
+    """What tells that a server is there."""
+
+    def check(self, url: str) -> None:
+        """Raises WrongAnswer or OSError while it is not."""
+
+
+class Ping:
+    """For a server that has no model yet: GET /ping."""
+
+    def check(self, url: str) -> None:
+        with urllib.request.urlopen(f"{url}/ping", timeout=ANSWER_SECONDS):
+            pass
+
+
 @dataclass
 class Running:
     """A server that has given its first right answer `start_seconds` after it was started."""
@@ -55,18 +72,24 @@ class Running:
     mark: str
     peak_bytes: int = field(default=0)
 
-    def weigh(self) -> None:
-        """Keep the largest memory seen: the proportional set sizes of all its processes, in which shared pages count once."""
+    def memory(self) -> int:
+        """Bytes: the proportional set sizes of all its processes, in which shared pages count once."""
         total = 0
         for process in tree(self.leader, self.mark):
             try:
                 total += process.memory_full_info().pss
             except psutil.Error:
                 continue
-        self.peak_bytes = max(self.peak_bytes, total)
+        return total
+
+    def weigh(self) -> None:
+        """Keep the largest memory seen."""
+        self.peak_bytes = max(self.peak_bytes, self.memory())
 
 
-def ours(name: str, title: str, release: Release, model_folder: Path, cores: int) -> Server:
+def ours(
+    name: str, title: str, release: Release, model_folder: Path, cores: int, variables: Mapping[str, str] | None = None
+) -> Server:
     """The SageMaker container's process, as the endpoint starts it; `model_folder` is its /opt/ml."""
     return Server(
         name,
@@ -80,8 +103,28 @@ def ours(name: str, title: str, release: Release, model_folder: Path, cores: int
             environment.WORKERS: str(cores),
             environment.RELEASE_ID: release.release_id,
             environment.MODEL_JSON_SHA256: release.model_json.sha256,
+            **(variables or {}),
         },
         "/invocations",
+        port_variable=environment.BIND_TO_PORT,
+    )
+
+
+def many_models(name: str, folder: Path, threads: int) -> Server:
+    """The same process as a multi-model endpoint starts it; `folder` is its /opt/ml. Its URL has no path yet."""
+    return Server(
+        name,
+        "modelferry, multi-model",
+        [sys.executable, str(SERVE)],
+        {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            environment.BASE_DIR: str(folder),
+            environment.BIND_ADDRESS: LOOPBACK,
+            environment.WORKERS: str(threads),
+            environment.MULTI_MODEL: "true",
+        },
+        "",
         port_variable=environment.BIND_TO_PORT,
     )
 
@@ -99,6 +142,8 @@ def peer_server(peer: Peer, model: Path, cores: int) -> Server:
         "PATH": f"{python.parent}:{os.environ['PATH']}",
         "HOME": os.environ.get("HOME", "/"),
         "PYTHONPATH": f"{PEERS / 'common'}:{peer.folder}",
+        # Off, as in ours.
+        "ORT_DISABLE_TELEMETRY": os.environ["ORT_DISABLE_TELEMETRY"],
         "BENCH_MODEL": str(model),
         "BENCH_PROCESSES": str(cores),
     }
@@ -108,7 +153,7 @@ def peer_server(peer: Peer, model: Path, cores: int) -> Server:
 
 
 @contextmanager
-def running(server: Server, first: Payload, cores: Sequence[int]) -> Iterator[Running]:
+def running(server: Server, first: Check, cores: Sequence[int]) -> Iterator[Running]:
     """The server on these cores, once it answers `first` rightly. Raises WrongAnswer, with the end of its log."""
     port = free_port()
     mark = f"bench-{os.getpid()}-{server.name}"

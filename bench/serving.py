@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import constant, interruption, raw
-from bench.cells import CONNECTIONS, CONSTANT, INT8, OURS, Cells, summarise
+from bench.cells import ALONE, CONNECTIONS, CONSTANT, INT8, OURS, Cells, summarise
 from bench.core import as_npy, golden_pixels, unpack
 from bench.environments import Missing, Peer, find_peers
 from bench.goals import goal_lines
@@ -29,6 +29,7 @@ from bench.payloads import Payload, WrongAnswer, make_payloads
 from bench.servers import Server, constant_server, ours, peer_server, running
 from ferry.archive import ArchiveError
 from infra.release import ReleaseError, read_release
+from model_code import environment
 from model_code.inference.codecs import NPY
 from model_code.inference.contract import Signature
 from model_code.inference.errors import ModelInvalid
@@ -86,7 +87,7 @@ class Measurement:
         try:
             self._measure(number, candidate)
         except WrongAnswer as error:
-            if name in (OURS, INT8):
+            if name in (OURS, ALONE, INT8):
                 raise
             self.missing[name] = str(error)
             self._cells.drop(name)
@@ -124,6 +125,8 @@ def find_candidates(
     payloads = list(make_payloads(signature, model, folder))
     release = read_release(given.release_dir / "release.json")
     yield Candidate(ours(OURS, "modelferry", release, folder, CORES), payloads)
+    off = {environment.DYNAMIC_BATCH: "1"}
+    yield Candidate(ours(ALONE, "modelferry, no dynamic batch", release, folder, CORES, off), payloads)
     if given.int8:
         other = folder / "int8"
         (other / "model").mkdir(parents=True)

@@ -2,12 +2,14 @@
 
     python -m bench.training FOLDER     the folder holds the four MNIST files, raw or as .gz
 
-Both start from the same arrays in memory, and what is timed is every epoch and its test. The published loop is that of
-PyTorch's MNIST example with its default arguments: every image goes through its transforms each time it is used, in batches
-of 64 from a DataLoader, Adadelta at 1.0, StepLR at 0.7. Its transforms are written here in plain torch, without the example's detour over PIL images, which favours it.
+Both start from the same arrays in memory, both run on the CPU, and what is timed is every epoch and its test. The published loop
+is that of PyTorch's MNIST example with its default arguments: every image goes through its transforms each time it is used, in
+batches of 64 from a DataLoader, Adadelta at 1.0, StepLR at 0.7. Its transforms are written here in plain torch, without the
+example's detour over PIL images, which favours it.
 """
 
 import functools
+import os
 import sys
 import tempfile
 import threading
@@ -117,8 +119,8 @@ def ours(training: Arrays, testing: Arrays, epochs: int) -> Judge:
     with tempfile.TemporaryDirectory() as folder:  # for the checkpoints, whose time counts
         job = Job({}, MlPaths(Path(folder)), threading.Event())
         network = fit(Hyperparameters(epochs=epochs), digits[0], digits[1], choose_device(), job)
-    inputs = torch.from_numpy(digits[1].inputs)
-    return lambda: score(raw_outputs(network, inputs).numpy(), digits[1].labels, "log_softmax")
+    inputs = torch.from_numpy(digits[1].inputs).to(next(network.parameters()).device)
+    return lambda: score(raw_outputs(network, inputs).cpu().numpy(), digits[1].labels, "log_softmax")
 
 
 def measure(name: str, train: Callable[[], Judge]) -> Result:
@@ -167,6 +169,7 @@ def main() -> None:
         raise SystemExit(
             "usage: python -m bench.training FOLDER    (a folder with the four MNIST files, raw or as .gz)"
         )
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # both loops on the CPU; bench.gpu has a GPU's numbers
     training, testing = (read(Path(sys.argv[1]), prefix) for prefix in ("train", "t10k"))
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
     reference = measure("published, 1 epoch", lambda: published(training, testing))
