@@ -95,6 +95,8 @@ IMPORT_TABLE: dict[str, set[str]] = {
         "infra.aws.pipeline_requests",
         "infra.aws.script_mode",
         "infra.azure.package",
+        "model_code.container.artifact",
+        "model_code.container.release_archive",
         "model_code.environment",
         "model_code.inference",
         "model_code.training.dataset",
@@ -293,3 +295,17 @@ def test_no_large_file_is_committed() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     large = [name for name in listed if (ROOT / name).stat().st_size > 600_000]
     assert large == []
+
+
+def test_the_page_of_promises_and_the_tests_name_the_same_faults() -> None:
+    rows = re.findall(
+        r"^\| ([HMCTD]\d+) \|.*\| ([^|]*) \|$", (ROOT / "docs" / "reliability.md").read_text(), re.MULTILINE
+    )
+    promised = {row: set(re.findall(r"`(\w+\.py)`", tests)) for row, tests in rows}
+    shown: dict[str, set[str]] = {}
+    for path in (ROOT / "tests").glob("test_*.py"):
+        for ids in re.findall(r"^def test_((?:[hmctd]\d+_)+)", path.read_text(), re.MULTILINE):
+            for row in ids.upper().split("_")[:-1]:
+                shown.setdefault(row, set()).add(path.name)
+    assert len(rows) == len(promised) > 90
+    assert promised == shown
