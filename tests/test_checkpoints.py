@@ -115,6 +115,7 @@ def test_t14_a_stopped_training_goes_on_to_the_same_weights(
     assert train(tmp_path) == uninterrupted
 
 
+@pytest.mark.slow
 def test_t15_a_training_killed_again_and_again_goes_on_to_the_same_weights(
     tmp_path: Path, uninterrupted: dict[str, bytes]
 ) -> None:

@@ -86,6 +86,7 @@ def test_nothing_is_started_when_a_later_service_cannot_be(tmp_path: Path) -> No
     assert not any(json.loads(ferry("--env", str(path), "local", "status", "--json").stdout)["pids"].values())
 
 
+@pytest.mark.slow
 def test_a_proxy_of_the_caller_does_not_hide_the_emulator(tmp_path: Path) -> None:
     path = write_settings(tmp_path)
     proxy = {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "HOME": str(tmp_path)}

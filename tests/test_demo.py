@@ -207,6 +207,7 @@ def test_the_printed_curl_command_works(journey: Journey, settings_path: Path) -
     assert f"Both are up until: ferry --env {os.path.relpath(settings_path, ROOT)} local down" in journey.printed
 
 
+@pytest.mark.slow
 def test_a_service_that_was_killed_comes_back_and_down_leaves_nothing(journey: Journey, settings_path: Path) -> None:
     pids = json.loads(ferry(settings_path, "local", "status", "--json").stdout)["pids"]
     psutil.Process(pids["sagemaker"][0]).kill()

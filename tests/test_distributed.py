@@ -144,6 +144,7 @@ def test_hosts_with_different_data_are_refused(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_job_with_its_number_and_signal(tmp_path: Path) -> None:
     paths = write_job(tmp_path, ENDLESS)
     job = start_job(paths, **TWO)

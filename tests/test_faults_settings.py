@@ -421,6 +421,7 @@ def cut_off() -> list[str]:
     return command if possible else []
 
 
+@pytest.mark.slow
 def test_c12_synth_works_through_a_link_with_a_home_that_cannot_be_written_and_without_a_network(
     tmp_path: Path, cut_off: list[str]
 ) -> None:

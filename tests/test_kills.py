@@ -365,7 +365,7 @@ def drawn(name: str, effects: list[str], count: int) -> list[int]:
     return [min(len(effects), 1 + int(size * (part + chosen.random()))) for part in range(count)]
 
 
-@pytest.mark.parametrize("name", ["data upload", "release", "local up"])
+@pytest.mark.parametrize("name", ["data upload"])
 def test_d5_a_command_that_was_killed_is_run_again(name: str, emulator: Settings, tmp_path: Path) -> None:
     whole = undisturbed(name, emulator, tmp_path / "whole")
     for before in drawn(name, whole.effects, 1):

@@ -115,6 +115,7 @@ def test_core_tools_that_cannot_stay_on_loopback_are_left_alone(settings: Settin
     assert not record.exists()
 
 
+@pytest.mark.slow
 def test_with_a_key_the_function_asks_for_it_and_status_gives_a_url_that_holds_it(
     settings: Settings, tmp_path: Path
 ) -> None:

@@ -150,6 +150,7 @@ def test_the_same_inputs_give_the_same_bytes(built: PackageReport, release_dir: 
     assert again.sha256 == built.sha256
 
 
+@pytest.mark.slow
 def test_another_model_changes_the_package_and_not_the_digest_of_its_code(built: PackageReport, tmp_path: Path) -> None:
     write_release(tmp_path, seed=1)
     other = build_package(tmp_path, tmp_path / "other.zip", python_version=THIS_PYTHON)
@@ -230,6 +231,7 @@ def test_a_package_of_another_release_than_the_declared_one_fails_the_self_test(
     assert "release id is mnist-" in probe(unpacked).stderr
 
 
+@pytest.mark.slow
 def test_a_package_for_a_python_that_is_not_here_is_tested_with_the_same_versions_for_this_one(
     release_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

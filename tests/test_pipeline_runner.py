@@ -191,6 +191,7 @@ def test_the_execution_is_recorded_below_the_build_folder(trained: tuple[Account
     assert [step["name"] for step in record["steps"]] == STEPS
 
 
+@pytest.mark.slow
 def test_a_model_below_the_gate_is_not_registered_and_the_reason_has_the_number(account: Account) -> None:
     upload_images(account)
     deploy(account, own_image=True)
@@ -355,6 +356,7 @@ def test_without_data_or_pipeline_it_says_what_makes_them(account: Account) -> N
         train_locally(account.settings, "mnist", {}, silent)
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_job_with_its_execution(account: Account) -> None:
     upload_images(account)
     deploy(account)
