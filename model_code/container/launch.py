@@ -94,7 +94,8 @@ def main() -> int:
         address=settings.address,
         port=settings.port,
         interface=Interfaces.ASGI,
-        loop=Loops.uvloop,
+        # Not whichever is installed: uvloop loses a SIGTERM that comes before its first iteration.
+        loop=Loops.asyncio,
         workers=processes,
         http=HTTPModes.http1,
         http1_settings=HTTP1Settings(header_read_timeout=HEADER_SECONDS * 1000),
