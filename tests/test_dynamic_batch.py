@@ -3,6 +3,8 @@
 import asyncio
 import json
 import threading
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ from pydantic import ValidationError
 
 from infra.settings_hosting import HostingSettings
 from model_code import environment
+from model_code.container.inferences import Inferences
 from model_code.container.server import Application
-from model_code.inference.contract import DEADLINE_SECONDS, Limits, Request
+from model_code.inference.contract import DEADLINE_SECONDS, Limits, Request, Response
 from model_code.inference.errors import DeadlineExceeded
 from model_code.inference.predictor import Predictor
 from model_code.inference.respond import respond, respond_together
@@ -185,3 +188,21 @@ def test_the_settings_allow_what_the_container_takes_and_no_more() -> None:
     assert HostingSettings(dynamic_batch=environment.MAX_DYNAMIC_BATCH)
     with pytest.raises(ValidationError, match="dynamic_batch"):
         HostingSettings(dynamic_batch=environment.MAX_DYNAMIC_BATCH + 1)
+
+
+def test_whoever_has_an_answer_may_unload_the_model_nothing_refers_to_it_any_more() -> None:
+    class Model:
+        def __call__(self, requests: Sequence[Request]) -> list[Response]:
+            return [Response(200, one.body, {}) for one in requests]
+
+    async def scenario() -> None:
+        inferences = Inferences(1)
+        for _ in range(100):
+            model = Model()
+            watched = weakref.ref(model)
+            await inferences.infer(model, request(b"asked"))
+            del model
+            assert watched() is None
+        await asyncio.to_thread(inferences.close)
+
+    asyncio.run(scenario())

@@ -65,7 +65,6 @@ class Inferences:
     def _work(self) -> None:
         while group := self._take():
             _answer(group)
-            del group  # or the bodies of these requests would be kept until the next one comes
 
     def _take(self) -> list[_Waiting]:
         """The next requests to answer; none where there will be no more."""
@@ -87,19 +86,22 @@ def _fits(waiting: _Waiting, first: _Waiting) -> bool:
     return waiting.respond is first.respond and waiting.small
 
 
-def _answer(group: Sequence[_Waiting]) -> None:
+def _answer(group: list[_Waiting]) -> None:
+    """Empties `group`: a caller who has the answer may unload the model, and memory that is still referred to stays taken."""
+    loop, futures = group[0].loop, [waiting.answer for waiting in group]
     try:
         answers: Sequence[Response | BaseException] = group[0].respond([waiting.request for waiting in group])
     except BaseException as error:  # a thread that ends answers nobody
         answers = [error] * len(group)
-    group[0].loop.call_soon_threadsafe(_deliver, group, answers)
+    group.clear()
+    loop.call_soon_threadsafe(_deliver, futures, answers)
 
 
-def _deliver(group: Sequence[_Waiting], answers: Sequence[Response | BaseException]) -> None:
-    for waiting, answer in zip(group, answers, strict=True):
-        if waiting.answer.done():  # the client has gone
+def _deliver(futures: "Sequence[asyncio.Future[Response]]", answers: Sequence[Response | BaseException]) -> None:
+    for future, answer in zip(futures, answers, strict=True):
+        if future.done():  # the client has gone
             continue
         if isinstance(answer, BaseException):
-            waiting.answer.set_exception(answer)
+            future.set_exception(answer)
         else:
-            waiting.answer.set_result(answer)
+            future.set_result(answer)
