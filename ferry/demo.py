@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import tempfile
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -161,7 +162,8 @@ def _set_aside_unreadable(settings: Settings) -> None:
             read_release(settings.release_path)
     except ReleaseError as error:
         aside = settings.release_path.with_suffix(".unreadable")
-        settings.release_path.replace(aside)
+        shutil.copyfile(settings.release_path, aside)  # the path is a link, which will lead to the next release
+        settings.release_path.unlink()
         line(f"an earlier release cannot be read, it is {aside.name} now: {str(error).splitlines()[0]}")
 
 

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -190,19 +191,29 @@ def test_the_settings_allow_what_the_container_takes_and_no_more() -> None:
         HostingSettings(dynamic_batch=environment.MAX_DYNAMIC_BATCH + 1)
 
 
-def test_whoever_has_an_answer_may_unload_the_model_nothing_refers_to_it_any_more() -> None:
+def test_whoever_has_an_answer_may_unload_the_model_nothing_refers_to_it_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Model:
         def __call__(self, requests: Sequence[Request]) -> list[Response]:
             return [Response(200, one.body, {}) for one in requests]
 
     async def scenario() -> None:
-        inferences = Inferences(1)
-        for _ in range(100):
-            model = Model()
-            watched = weakref.ref(model)
-            await inferences.infer(model, request(b"asked"))
-            del model
-            assert watched() is None
-        await asyncio.to_thread(inferences.close)
+        loop = asyncio.get_running_loop()
+        deliver, goes_on = loop.call_soon_threadsafe, threading.Event()
+
+        def deliver_and_stay(*arguments: Any) -> None:
+            """The thread that infers is still in here when the answer has arrived."""
+            deliver(*arguments)
+            goes_on.wait()
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", deliver_and_stay)
+        inferences, model = Inferences(1), Model()
+        watched = weakref.ref(model)
+        await inferences.infer(model, request(b"asked"))
+        del model
+        assert watched() is None
+        goes_on.set()
+        await loop.run_in_executor(None, inferences.close)
 
     asyncio.run(scenario())

@@ -193,7 +193,7 @@ def test_t2_a_file_whose_name_is_no_text_is_named_all_the_same(tmp_path: Path, m
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
-        ('{"epochs": "1", "epochs": "2"}', "hyperparameters.json: not JSON: more than one 'epochs'"),
+        ('{"epochs": "1", "epochs": "2"}', "hyperparameters.json: not JSON: duplicate key 'epochs'"),
         ('{"\\ud800": "1"}', "hyperparameter '\\ud800' is unknown"),
         ('{"\\ud800": 1}', "hyperparameters.json: \\ud800: found 1; allowed: text"),
         ("[" * 100_000, "hyperparameters.json: not JSON: "),

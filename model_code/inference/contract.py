@@ -196,7 +196,7 @@ def parse_model_json(raw: bytes) -> ModelDescription:
     try:
         document = json.loads(
             raw.decode("utf-8"),
-            object_pairs_hook=_no_duplicates,
+            object_pairs_hook=unique_keys,
             parse_constant=_no_constant,
             parse_float=_finite,
         )
@@ -392,11 +392,12 @@ def _tensor_document(values: NDArray[np.float32]) -> dict[str, Any]:
     return {"dtype": "float32", "shape": list(values.shape), "data": data}
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A hook for json: an object whose keys are there once, where json takes the last value without a word. Raises ValueError."""
     table = dict(pairs)
     if len(table) != len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
+        raise ValueError(f"duplicate key {reprlib.repr(next(key for key in keys if keys.count(key) > 1))}")
     return table
 
 

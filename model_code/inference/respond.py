@@ -109,7 +109,7 @@ def _infer_together(group: Sequence[_Asked], limits: Limits) -> list[Response]:
                 for asked, share in zip(group, shares, strict=True)
             ]
         except (Exception, SystemExit):
-            _log.info("%d requests are asked one by one: their common inference failed", len(group), exc_info=True)
+            pass  # asked alone, the one that is to blame gets its own error
     return [_guarded(asked.request, partial(_infer, asked, limits)) for asked in group]
 
 

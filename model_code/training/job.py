@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from model_code import environment
 from model_code.environment import MlPaths
+from model_code.inference.contract import unique_keys
 from model_code.training.errors import ArtifactFailed, BadConfiguration, ProcessLost, Stopped, TrainingError
 from model_code.training.export import Provenance, export_model, operators
 from model_code.training.hyperparameters import as_text
@@ -188,18 +189,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _parse_json(text: str, origin: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise BadConfiguration(f"{origin}: not JSON: {error}", _FORMAT_HINT) from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys are there once; json would take the last value without a word."""
-    document = dict(pairs)
-    if len(document) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"more than one {next(key for key in keys if keys.count(key) > 1)[:60]!r}")
-    return document
 
 
 def _leave_artifact(model: str, trained: TrainedModel, job: Job, quantize: str) -> None:
