@@ -6,6 +6,9 @@ Ours is the package that `ferry package` builds, with the bytecode that it ships
 The published handler is that of the multi-cloud example on the AWS blog in our words (published_function.py), beside the same
 libraries: as published, without bytecode in a package that is mounted read-only, and with it.
 
+The import of azure.functions is part of the time. Our model loads beside it; on Azure, where the worker has imported that
+before, it loads while the host asks which functions there are and sends the first request.
+
 All ways take turns, and a ratio is the median of the ratios in each turn. Files are in the page cache: what a first mount of
 the package costs on Azure comes on top, and is why its size counts.
 """

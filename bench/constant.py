@@ -3,31 +3,31 @@
 import os
 from typing import Any
 
-from granian import Granian
-from granian.constants import HTTPModes, Interfaces
+import uvicorn
 
 ANSWER = b'{"digits": [7]}'
 
 
 async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    if scope["type"] != "http":
-        return
     while (await receive()).get("more_body"):
         pass
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(ANSWER)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": ANSWER})
 
 
 def main() -> None:
-    Granian(
+    uvicorn.run(
         "bench.constant:app",
-        address="127.0.0.1",
         port=int(os.environ["BENCH_PORT"]),
-        interface=Interfaces.ASGI,
         workers=int(os.environ["BENCH_PROCESSES"]),
-        http=HTTPModes.http1,
-        websockets=False,
-    ).serve()
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_level="error",
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """AWS clients for one environment, and the wall between the emulator and real accounts."""
 
+import ipaddress
+import json
 import os
 import threading
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,6 +13,7 @@ import boto3
 import botocore.session
 from botocore.config import Config
 
+from ferry.aws_errors import Unreadable
 from ferry.errors import Refused
 from infra.settings import LocalSettings, Settings
 
@@ -21,7 +25,6 @@ _PATIENT = Config(retries={"mode": "standard", "max_attempts": 4}, connect_timeo
 QUICK = Config(retries={"mode": "standard", "total_max_attempts": 2}, connect_timeout=2, read_timeout=4)
 # boto3's sessions are not safe between threads, the clients that they make are.
 _MAKING = threading.Lock()
-_LOOPBACK = {"localhost", "127.0.0.1", "::1", "0.0.0.0"}
 # The emulator signs nothing; these say what they are wherever they turn up in a log.
 _EMULATOR_CREDENTIALS = {"aws_access_key_id": "emulator", "aws_secret_access_key": "emulator"}
 # botocore's table of (configuration key, environment variable, default, cast): the caller's profile is not looked at.
@@ -84,14 +87,56 @@ def _client(settings: Settings, service: str, patience: Config) -> Any:
         session = boto3.Session(botocore_session=botocore.session.Session(session_vars=_NO_PROFILE))
         direct = config.merge(Config(proxies={}))
         made = session.client(service, endpoint_url=emulator_url(settings), config=direct, **_EMULATOR_CREDENTIALS)
-        return expect_owner(settings, made)
+        return refuse_unreadable(expect_owner(settings, made))
     real = boto3.client(service, config=config)
-    if urlsplit(real.meta.endpoint_url).hostname in _LOOPBACK:
+    if _this_machine(urlsplit(real.meta.endpoint_url).hostname or ""):
         raise Refused(
             f"AWS_ENDPOINT_URL or endpoint_url of the AWS profile is {real.meta.endpoint_url}, this machine, but "
             f"environment {settings.environment!r} stands for a real account; unset it, or use --env local"
         )
-    return expect_owner(settings, real)
+    return refuse_unreadable(expect_owner(settings, real))
+
+
+def refuse_unreadable(client: Any) -> Any:
+    """Make `client` raise Unreadable for an answer that is not in its service's protocol, or only half of one.
+
+    botocore passes a well-formed page of somebody else's as an answer without members.
+    """
+
+    def look(operation_model: Any, response_dict: dict[str, Any], **_: Any) -> None:
+        body, shape = response_dict["body"], operation_model.output_shape
+        payload = shape.serialization.get("payload") if shape else None
+        if not body or (payload and shape.members[payload].type_name != "structure"):
+            return
+        protocol = operation_model.service_model.resolved_protocol
+        if not _readable(protocol, int(response_dict["status_code"]), body):
+            beginning = " ".join(body[:80].decode(errors="replace").split())
+            raise Unreadable(operation=operation_model.name, endpoint=client.meta.endpoint_url, beginning=beginning)
+
+    client.meta.events.register("before-parse", look, unique_id="refuse-unreadable")
+    return client
+
+
+def _readable(protocol: str, status: int, body: bytes) -> bool:
+    """Whether an answer can be one of the service's; botocore itself knows what a failing service may say."""
+    try:
+        if protocol in ("query", "ec2", "rest-xml") and status < 500:
+            root = ElementTree.fromstring(body).tag.rpartition("}")[2]
+            return protocol != "query" or root.endswith("Response")
+        if protocol in ("json", "rest-json") and status < 300:
+            return isinstance(json.loads(body), dict)
+    except (ValueError, ElementTree.ParseError):
+        return False
+    return True
+
+
+def _this_machine(host: str) -> bool:
+    """Whether a host is this one by its name, or by any of its loopback addresses; names are not looked up."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith((".localhost", "localhost.localstack.cloud"))
+    return address.is_loopback or address.is_unspecified
 
 
 def expect_owner(settings: Settings, client: Any) -> Any:

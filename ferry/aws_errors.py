@@ -7,8 +7,16 @@ from email.utils import parsedate_to_datetime
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConfigParseError,
     ConnectTimeoutError,
+    CredentialRetrievalError,
     EndpointConnectionError,
+    InfiniteLoopConfigError,
+    InvalidConfigError,
+    LoginError,
+    MetadataRetrievalError,
+    MissingDependencyException,
+    NoAuthTokenError,
     NoCredentialsError,
     PartialCredentialsError,
     ProfileNotFound,
@@ -17,6 +25,7 @@ from botocore.exceptions import (
     SSLError,
     SSOError,
     TokenRetrievalError,
+    UnknownCredentialError,
 )
 
 # Past five minutes AWS takes a request for a replayed one (IAM User Guide, "Troubleshoot Signature Version 4 for AWS API
@@ -27,14 +36,40 @@ _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired"}
 _UNKNOWN_KEY = frozenset({"InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId", "AuthFailure"})
 _SIGNATURE = frozenset({"SignatureDoesNotMatch", "InvalidSignatureException", "RequestTimeTooSkewed"})
 _THROTTLED = frozenset(
-    {"Throttling", "ThrottlingException", "ThrottledException", "RequestLimitExceeded", "TooManyRequestsException", "SlowDown"}
+    {
+        "Throttling", "ThrottlingException", "ThrottledException", "RequestThrottled", "RequestThrottledException", "SlowDown",
+        "RequestLimitExceeded", "TooManyRequestsException", "ProvisionedThroughputExceededException",
+        "BandwidthLimitExceeded", "PriorRequestNotComplete", "429",
+    }
+)  # fmt: skip
+_NOT_ENABLED = frozenset({"OptInRequired", "RegionDisabledException", "SubscriptionRequiredException"})
+_NOBODY = (
+    NoCredentialsError, PartialCredentialsError, CredentialRetrievalError, MetadataRetrievalError, UnknownCredentialError,
+    ProfileNotFound, ConfigParseError, InvalidConfigError, InfiniteLoopConfigError, MissingDependencyException,
+    SSOError, LoginError, TokenRetrievalError, NoAuthTokenError,
 )  # fmt: skip
 _SIGN_IN = "sign in (`aws sso login`, `aws login`), or set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+
+
+class Unreadable(BotoCoreError):  # type: ignore[misc]
+    """What came as the answer to a call cannot be the service's."""
+
+    fmt = (
+        "{endpoint}: what answers {operation} there is not AWS, or was cut off: {beginning!r}. A proxy, or a network that wants "
+        "a sign-in first, may be why; run it again"
+    )
 
 
 def is_denied(error: Exception) -> bool:
     """Whether the caller lacks a permission, as distinct from being nobody."""
     return isinstance(error, ClientError) and error.response["Error"]["Code"] in DENIED
+
+
+def is_nobody(error: Exception) -> bool:
+    """Whether AWS was not asked, or did not answer, for want of credentials that it knows and takes there."""
+    if isinstance(error, ClientError):
+        return error.response["Error"]["Code"] in _EXPIRED | _UNKNOWN_KEY | _SIGNATURE | _NOT_ENABLED
+    return isinstance(error, _NOBODY)
 
 
 def clock_skew(response: dict[str, object]) -> float | None:
@@ -77,6 +112,13 @@ def _answered(error: ClientError) -> str:
         return f"AWS does not know the credentials; {_SIGN_IN}. {said}"
     if code in DENIED:
         return f"access denied to {error.operation_name}: {said}"
+    if code in _NOT_ENABLED:
+        return f"the account has that service or that region not enabled; enable it in the AWS console, or choose another. {said}"
+    if code == "NoSuchBucket" and (bucket := error.response["Error"].get("BucketName")):
+        return (
+            f"the bucket {bucket} is not there; `cdk deploy Foundation` makes those of this environment, and where one was "
+            f"deleted by hand `cdk deploy Foundation --revert-drift` does, empty. {said}"
+        )
     if code in _THROTTLED:
         return f"AWS answers too many requests of this account at once, after repetitions, too; wait a minute. {said}"
     if error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500:
@@ -90,8 +132,19 @@ def _unanswered(error: BotoCoreError) -> str:
             return f"no AWS credentials on this machine ({error}); {_SIGN_IN}"
         case ProfileNotFound():
             return f"{error}; AWS_PROFILE names a profile that ~/.aws/config does not have"
-        case SSOError() | TokenRetrievalError():
+        case LoginError():
+            return f"the sign-in has ended ({error}); `aws login` renews it"
+        case SSOError() | TokenRetrievalError() | NoAuthTokenError():
             return f"the sign-in has ended ({error}); `aws sso login` renews it"
+        case ConfigParseError() | InvalidConfigError() | InfiniteLoopConfigError():
+            return f"{error}; correct that file of AWS's configuration, or set AWS_PROFILE to another profile"
+        case (
+            CredentialRetrievalError()
+            | MetadataRetrievalError()
+            | UnknownCredentialError()
+            | MissingDependencyException()
+        ):
+            return f"no AWS credentials on this machine ({error}); {_SIGN_IN}"
         case ProxyConnectionError():
             return f"{error}; HTTPS_PROXY names a proxy that does not answer: correct it, or exclude AWS in NO_PROXY"
         case SSLError():

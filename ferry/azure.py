@@ -36,12 +36,21 @@ class Credential(Protocol):
 
 
 def signed_in() -> Credential:
-    """Whoever this machine is signed in as: environment variables, workload or managed identity, `az login`."""
+    """Whoever this machine is signed in as: environment variables, workload or managed identity, `az login`.
+
+    Raises Refused for variables that cannot be used.
+    """
     from azure.identity import DefaultAzureCredential  # half a second, and most commands need none
 
     # It logs what it also raises, and the error's message is ours to show.
     logging.getLogger("azure.identity").setLevel(logging.ERROR)
-    credential: Credential = DefaultAzureCredential()
+    try:
+        credential: Credential = DefaultAzureCredential()
+    except (ValueError, OSError) as error:  # a variable that is none, a certificate that is not there
+        said = str(error).partition(". ")[0].rstrip(".")
+        raise Refused(
+            f"the AZURE_* variables of this machine lead to no sign-in: {said}; correct them, or unset them and use `az login`"
+        ) from error
     return credential
 
 
@@ -87,8 +96,9 @@ def ask(
             f"{urlsplit(url).netloc}: {error}; name resolution, a firewall or a proxy may be why"
         ) from error
     if 200 <= answer.status < 300:
-        return (json.loads(answer.data) if answer.data else None), answer.headers
-    said = _said(answer.data)
+        return _document(url, answer), answer.headers
+    # The answer to a HEAD has no body.
+    said = _said(answer.data) or answer.headers.get("x-ms-error-code", "")
     message = f"{method} {url.partition('?')[0]}: HTTP {answer.status}: {said}"
     if answer.status == 404:
         raise NotFound(message)
@@ -96,11 +106,24 @@ def ask(
         after = answer.headers.get("Retry-After")
         wait = f"{after} s" if after else "a minute"
         raise FerryError(f"{message}. Azure answers too many requests at once; wait {wait}")
-    raise FerryError(message + _ADVICE.get(answer.status, ""))
+    kind = Refused if answer.status == 401 else FerryError
+    raise kind(message + _ADVICE.get(answer.status // 100 if answer.status >= 500 else answer.status, ""))
+
+
+def _document(url: str, answer: urllib3.BaseHTTPResponse) -> Any:
+    try:
+        return json.loads(answer.data) if answer.data else None
+    except ValueError as error:
+        beginning = " ".join(answer.data[:80].decode(errors="replace").split())
+        raise FerryError(
+            f"{url.partition('?')[0]}: what answers there is not Azure, or was cut off: {beginning!r}. A proxy, or a network that "
+            "wants a sign-in first, may be why; run it again"
+        ) from error
 
 
 _SECONDS = urllib3.Timeout(connect=2, read=4)
 _ADVICE = {
+    5: ". The service itself fails; https://status.azure.com says whether it knows",
     401: ". The token is none for this tenant: `az login --tenant <tenant>`",
     403: ". Whoever is signed in (`az account show`) lacks a role there: Reader is enough to look",
 }

@@ -546,11 +546,13 @@ def destroy(ctx: click.Context, settings: Settings, cloud: str, data: bool, yes:
     stack, and with false its buckets are emptied first, every version.
     """
     from ferry.destroy import destroy as destroy_environment
+    from ferry.processes import signals_interrupt
 
     if not yes and not sys.stdin.isatty():
         raise Refused("nobody is at this terminal to agree; --yes deletes without asking")
     path = settings_file(ctx.find_root().params["environment"])
-    destroy_environment(settings, path, cloud, data, functools.partial(_ask_to_delete, settings, yes), line)
+    with signals_interrupt():  # the tool that is at work is told, and ends its step
+        destroy_environment(settings, path, cloud, data, functools.partial(_ask_to_delete, settings, yes), line)
 
 
 def _ask_to_delete(settings: Settings, yes: bool, cloud: str, goes: Sequence[str], stays: Sequence[str]) -> None:

@@ -7,11 +7,10 @@ import click
 
 from ferry.cli import main, pass_settings
 from ferry.console import OUT
-from ferry.errors import Refused
 from infra.settings import Settings
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
-_STYLES = {"ok": "green", "busy": "red", "repair": "red"}
+_STYLES = {"ok": "green", "busy": "red", "repair": "red", "set up": "red"}
 
 
 @main.command()
@@ -21,17 +20,22 @@ _STYLES = {"ok": "green", "busy": "red", "repair": "red"}
 def preflight(settings: Settings, cloud: str, as_json: bool) -> None:
     """Look at everything that `cdk deploy` and `cdktf deploy` need, before they start. Reads only; done in ten seconds.
 
-    One line for each check. "repair" and "busy" stop a deployment and say what to do; "none yet" is what a deployment, or
-    another step before it, will make; "not checked" says why nothing is known.
+    One line for each check. "set up", "repair" and "busy" stop a deployment and say what to do; "none yet" is what a
+    deployment, or another step before it, will make; "not checked" says why nothing is known.
 
     \b
     aws    credentials and their account, the clock, region, bootstrap version, the release and its object in S3, the images
            in ECR, every stack, buckets, endpoint, instance quota
     azure  sign-in, subscription, location, package, terraform, the lock of its state, the app
 
-    Exit codes: 0 nothing stands in the way, 2 something has to be repaired, or to end, first.
+    \b
+    Exit codes:
+    0   nothing stands in the way
+    1   "repair", "busy": something that is there has to be mended, or to end, first
+    2   "set up": credentials, account, clock, bootstrap, region, quota, subscription or a tool are not
+        what the settings want. It goes before 1: in another account nothing else that was found counts
     """
-    from ferry.preflight import BLOCKING, preflight
+    from ferry.preflight import preflight, refusal
     from ferry.preflight_aws import aws_checks
     from ferry.preflight_azure import azure_checks
 
@@ -39,16 +43,17 @@ def preflight(settings: Settings, cloud: str, as_json: bool) -> None:
         *(aws_checks(settings) if cloud != "azure" else []),
         *(azure_checks(settings) if cloud != "aws" else []),
     ]
-    rows = []
+    rows, found = [], []
     for check, finding in preflight(checks):
+        found.append((check, finding))
         rows.append({"cloud": check.cloud, "check": check.name, **asdict(finding)})
         if not as_json:
             line = f"{check.cloud:5} {check.name:16} {finding.verdict:11} {finding.text}"
             OUT.print(line, style=_STYLES.get(finding.verdict))
     if as_json:
         click.echo(json.dumps(rows, indent=2))
-    if blocking := [f"{row['cloud']} {row['check']}" for row in rows if row["verdict"] in BLOCKING]:
-        raise Refused(f"{', '.join(blocking)}: do what is said there, then run `ferry preflight` again")
+    if error := refusal(found):
+        raise error
 
 
 @main.command()

@@ -32,6 +32,7 @@ class Rule:
 
 
 _WAIT = Rule("busy", "wait until it has ended; two operations at once are refused")
+_UNKNOWN = Rule("repair", "this version of ferry does not know that state; the console may")
 _ROLL_BACK = Rule(
     "repair",
     "mend the reason, then `cdk rollback {stack}` and `cdk deploy {stack}`; rolling back needs bootstrap version 23",
@@ -158,12 +159,16 @@ def stack_state(settings: Settings, cloudformation: Any, stack: str) -> Deployed
     status = described["StackStatus"]
     if status == "DELETE_COMPLETE":
         return None
-    rule = STACK_RULES.get(status, Rule("repair", "this version of ferry does not know that state; the console may"))
+    rule = STACK_RULES.get(status, _WAIT if status.endswith("_IN_PROGRESS") else _UNKNOWN)
     reason, failed = "", []
     if rule.readiness != "ready" or status.endswith("ROLLBACK_COMPLETE"):
-        events = _newest_operation(cloudformation, name)
+        try:
+            events = _newest_operation(cloudformation, name)
+        except ClientError as error:  # the state is known all the same
+            events, reason = [], f"its events cannot be read: {error}"
         failed = _failed_resources(events)
-        reason = _progress(events) if rule.readiness == "busy" else _failure(events, described, failed)
+        if not reason:
+            reason = _progress(events) if rule.readiness == "busy" else _failure(events, described, failed)
     orphans = "".join(f" --orphan {each}" for each in failed)
     advice = rule.advice.format(stack=stack, name=name, orphans=orphans)
     outputs = {each["OutputKey"]: each["OutputValue"] for each in described.get("Outputs", [])}

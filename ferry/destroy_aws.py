@@ -7,6 +7,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from ferry import aws
+from ferry.cloud_states import stack_state
 from ferry.console import Report
 from ferry.destruction import Ask
 from ferry.errors import FerryError, Refused
@@ -32,7 +33,7 @@ def destroy_aws(settings: Settings, environment_file: Path, data: bool, ask: Ask
     account = _Account(settings)
     account.refuse_another()
     states = account.stacks()
-    _refuse_busy(states)
+    account.refuse_busy(states)
     doomed = [name for name in _STACKS if name in states]
     emptied = data and not settings.aws.retain_data and _FOUNDATION in states
     if doomed or emptied:
@@ -50,19 +51,6 @@ def destroy_aws(settings: Settings, environment_file: Path, data: bool, ask: Ask
     else:
         report("nothing of it is left to delete" + ("" if data else "; --data would take what holds data, too"))
     return account.remaining()
-
-
-def _refuse_busy(states: dict[str, str]) -> None:
-    busy = [
-        f"{name} is {state}"
-        for name, state in states.items()
-        if state.endswith("_IN_PROGRESS") and state not in _PASSING
-    ]
-    if busy:
-        raise Refused(
-            f"{', '.join(busy)}: CloudFormation is at work there and deletes nothing meanwhile; wait until it ended, "
-            "then run it again"
-        )
 
 
 def _refuse_without_release(settings: Settings, doomed: Sequence[str]) -> None:
@@ -173,6 +161,16 @@ class _Account:
         found = {name: self._stack(name) for name in (*_STACKS, _FOUNDATION)}
         return {name: stack["StackStatus"] for name, stack in found.items() if stack is not None}
 
+    def refuse_busy(self, states: dict[str, str]) -> None:
+        """Raises FerryError where CloudFormation works on a stack, with since when and by whose token; nothing is done then."""
+        for name, state in states.items():
+            if state.endswith("_IN_PROGRESS") and state not in _PASSING:
+                found = stack_state(self._settings, self._cloudformation, name)
+                raise FerryError(
+                    f"BUSY stack {self._settings.stack(name.lower())}: {found.state if found else state}. CloudFormation is at work "
+                    "there and deletes nothing meanwhile; run it again then"
+                )
+
     def describe(self, name: str) -> str:
         stack = self._stack(name)
         state = stack["StackStatus"] if stack else "gone"
@@ -242,7 +240,8 @@ class _Account:
         try:
             answer = self._cloudformation.describe_stacks(StackName=self._settings.stack(name.lower()))
         except ClientError as error:
-            if error.response["Error"]["Code"] != "ValidationError":  # what CloudFormation says of a stack it has not
+            # What CloudFormation says of a stack that it has not, and of much else.
+            if error.response["Error"]["Code"] != "ValidationError" or "does not exist" not in str(error):
                 raise
             return None
         (stack,) = answer["Stacks"]

@@ -169,16 +169,24 @@ class Terraform:
         self._report(f"out of the state: {address}")
 
     def _work(self, verb: str, *arguments: str) -> None:
-        run(
-            [self._binary, verb, *arguments],
-            environment=self._environment,
-            folder=self.folder,
-            log=self._logs / f"{Path(self._binary).name}-{verb}.log",
-            shows=lambda text: any(
-                sign in text for sign in ("Destroying...", "Destruction complete", "Still destroying")
-            ),
-            report=self._report,
-        )
+        log = self._logs / f"{Path(self._binary).name}-{verb}.log"
+        signs = ("Destroying...", "Destruction complete", "Still destroying")
+        try:
+            run(
+                [self._binary, verb, *arguments],
+                environment=self._environment,
+                folder=self.folder,
+                log=log,
+                shows=lambda text: any(sign in text for sign in signs),
+                report=self._report,
+            )
+        except FerryError as error:
+            if (held := _lock(log.read_text(encoding="utf-8", errors="replace"))) is None:
+                raise
+            raise FerryError(
+                f"BUSY the Terraform state of {self.folder}: {held}. Wait until that run has ended, and run it again; a lock is not "
+                f"broken by force. {log} has all of it"
+            ) from error
 
     def _ask(self, *arguments: str) -> str:
         finished = subprocess.run(
@@ -208,6 +216,16 @@ def binary() -> str:
             "TERRAFORM_BINARY_NAME"
         )
     return found
+
+
+def _lock(said: str) -> str | None:
+    """Who holds the state, from what Terraform says where it gets no lock (statemgr.LockInfo); None where it got one."""
+    if "Error acquiring the state lock" not in said:
+        return None
+    note = dict(re.findall(r"(ID|Operation|Who|Created):\s+(\S.*?)\s*$", said, re.MULTILINE))
+    if len(note) < 4:
+        return "somebody works on it"
+    return f"{note['Operation']} by {note['Who']} since {note['Created']}, lock id {note['ID']}"
 
 
 def _entries(module: Any) -> list[Any]:

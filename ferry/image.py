@@ -36,6 +36,7 @@ MULTI_MODEL_LABEL = "com.amazonaws.sagemaker.capabilities.multi-models"
 ARCHITECTURE = "amd64"
 
 _MAX_CONFIGURATION = 2**20
+_PUSH_AGAIN = "delete its tag in ECR and run `ferry image push` again"
 _SECONDS = 30
 
 
@@ -257,7 +258,7 @@ def _described(ecr: Any, image: Image, wanted: dict[str, str]) -> dict[str, Any]
         if code != "ImageNotFoundException":
             raise
         return None
-    return dict(answer["imageDetails"][0])
+    return next((dict(detail) for detail in answer["imageDetails"]), None)
 
 
 def _check_pushed(ecr: Any, image: Image, *, looked_at: bool) -> None:
@@ -298,14 +299,24 @@ def _configuration(ecr: Any, image: Image, image_digest: str) -> dict[str, Any]:
     answer = ecr.batch_get_image(
         repositoryName=image.repository, imageIds=[{"imageDigest": image_digest}], acceptedMediaTypes=[DOCKER_MANIFEST]
     )
-    manifest = json.loads(answer["images"][0]["imageManifest"])
-    url = ecr.get_download_url_for_layer(repositoryName=image.repository, layerDigest=manifest["config"]["digest"])[
-        "downloadUrl"
-    ]
+    try:
+        layer = json.loads(answer["images"][0]["imageManifest"])["config"]["digest"]
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise FerryError(
+            f"{image.uri}: ECR has no manifest of {image_digest} that can be read; {_PUSH_AGAIN}"
+        ) from error
+    url = ecr.get_download_url_for_layer(repositoryName=image.repository, layerDigest=layer)["downloadUrl"]
     try:
         content = urllib3.request("GET", url, timeout=_SECONDS, retries=False)
     except urllib3.exceptions.HTTPError as error:
         raise FerryError(f"{image.uri}: its configuration cannot be read from ECR: {error}") from error
     if content.status != 200 or len(content.data) > _MAX_CONFIGURATION:
         raise FerryError(f"{image.uri}: its configuration cannot be read from ECR: HTTP {content.status}")
-    return dict(json.loads(content.data))
+    try:
+        document = json.loads(content.data)
+        document["architecture"], (document.get("config") or {}).get("Labels")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FerryError(
+            f"{image.uri}: what ECR has as the configuration of {image_digest} is none, or half of one; {_PUSH_AGAIN}"
+        ) from error
+    return dict(document)

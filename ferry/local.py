@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ferry import aws, processes
 from ferry.console import Report
@@ -38,6 +38,8 @@ _START_SECONDS = 90
 _HEALTH_SECONDS = 2  # what SageMaker gives /ping
 # A little over the 30 s that SageMaker grants a container between SIGTERM and SIGKILL.
 _STOP_SECONDS = 35
+# What a command that was killed has started may hold its lock for a moment longer than it lives.
+_LOCK_SECONDS = 2
 
 
 @dataclass(frozen=True)
@@ -273,11 +275,20 @@ def _log(settings: Settings, name: str) -> Path:
 
 @contextmanager
 def exclusively(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path`; the kernel drops the lock when its holder dies. Raises FerryError where it is held."""
+    """Hold the lock file `path`; the kernel drops the lock when its holder dies. Raises FerryError where it stays held."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FerryError(f"another `{what}` command is at work in {path.parent}; wait for it to end") from error
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while not _locked(lock):
+            if time.monotonic() > deadline:
+                raise FerryError(f"another `{what}` command is at work in {path.parent}; wait for it to end")
+            time.sleep(0.05)
         yield
+
+
+def _locked(lock: TextIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

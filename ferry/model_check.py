@@ -54,6 +54,7 @@ OPERATORS = frozenset(
 
 # Allowed fields of each message. What is missing: functions, training_info, sparse tensors, subgraphs, references to other
 # files, settings of several devices.
+_MAX_REASON = 400  # characters
 _NOTES = {"doc_string", "metadata_props", "name"}
 _MODEL_FIELDS = {"ir_version", "opset_import", "producer_name", "producer_version", "domain", "model_version", "graph"}
 _GRAPH_FIELDS = {"node", "initializer", "input", "output", "value_info"}
@@ -119,11 +120,11 @@ def _check_versions(model: ModelProto) -> None:
         raise _Refusal(f"IR version {model.ir_version}; allowed: {IR_VERSIONS[0]} to {IR_VERSIONS[-1]}")
     found = [_domain(entry.domain) for entry in model.opset_import]
     if len(set(found)) != len(found) or "" not in found:
-        raise _Refusal(f"operator domains {found}; the standard one is needed, and each only once")
+        raise _Refusal(f"operator domains {reprlib.repr(found)}; the standard one is needed, and each only once")
     for domain, entry in zip(found, model.opset_import, strict=True):
         allowed = OPSETS.get(domain)
         if allowed is None:
-            raise _Refusal(f"operator domain {domain!r}; allowed: ai.onnx, ai.onnx.ml")
+            raise _Refusal(f"operator domain {reprlib.repr(domain)}; allowed: ai.onnx, ai.onnx.ml")
         if entry.version not in allowed:
             raise _Refusal(
                 f"opset {entry.version} of {domain or 'ai.onnx'}; allowed: {allowed[0]} to {allowed[-1]}; "
@@ -150,7 +151,7 @@ def _check_fields(model: ModelProto) -> None:
     for node in model.graph.node:
         _only(node, _name(node), _NODE_FIELDS)
         for attribute in node.attribute:
-            _only(attribute, f"{_name(node)}, attribute {attribute.name!r}", _ATTRIBUTE_FIELDS)
+            _only(attribute, f"{_name(node)}, attribute {reprlib.repr(attribute.name)}", _ATTRIBUTE_FIELDS)
     for place, tensor in _tensors(model.graph):
         _only(tensor, place, _TENSOR_FIELDS)
         if tensor.data_location != TensorProto.DEFAULT:
@@ -170,24 +171,25 @@ def _check_values(graph: GraphProto) -> None:
     for node in graph.node:
         for attribute in node.attribute:
             if not np.isfinite([attribute.f, *attribute.floats]).all():
-                raise _Refusal(f"{_name(node)}, attribute {attribute.name!r} holds NaN or infinity")
+                raise _Refusal(f"{_name(node)}, attribute {reprlib.repr(attribute.name)} holds NaN or infinity")
 
 
 def _check_form(model: ModelProto) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # its errors have no common base, and shape inference raises others
-        raise _Refusal(f"the ONNX checker refuses it: {str(error).strip()}") from error
+        reason = " ".join(str(error).split())  # it quotes names of the model, however long
+        raise _Refusal(f"the ONNX checker refuses it: {reason[:_MAX_REASON]}") from error
 
 
 def _tensors(graph: GraphProto) -> Iterator[tuple[str, TensorProto]]:
     """Every tensor with a name for messages. Only complete after `_only` has refused the other places for tensors."""
     for tensor in graph.initializer:
-        yield f"initializer {tensor.name!r}", tensor
+        yield f"initializer {reprlib.repr(tensor.name)}", tensor
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.TENSOR or attribute.HasField("t"):
-                yield f"{_name(node)}, attribute {attribute.name!r}", attribute.t
+                yield f"{_name(node)}, attribute {reprlib.repr(attribute.name)}", attribute.t
 
 
 def _only(message: Any, place: str, allowed: set[str]) -> None:
@@ -206,7 +208,9 @@ def _operator(node: NodeProto) -> str:
 
 
 def _name(node: NodeProto) -> str:
-    return f"node {reprlib.repr(node.name)} ({_operator(node)})"
+    operator = _operator(node)
+    shown = operator if operator.isprintable() and len(operator) <= 60 else reprlib.repr(operator)
+    return f"node {reprlib.repr(node.name)} ({shown})"
 
 
 def _type_names() -> str:

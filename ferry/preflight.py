@@ -14,15 +14,16 @@ from typing import Literal
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from ferry.aws_errors import explain
+from ferry.aws_errors import explain, is_nobody
 from ferry.cloud_states import State
-from ferry.errors import FerryError
+from ferry.errors import FerryError, Refused
 
 SECONDS = 9.0
 
-# ok and none-yet let a deployment start; repair and busy do not. not-checked is neither: nothing is known.
-Verdict = Literal["ok", "none yet", "not checked", "busy", "repair"]
-BLOCKING = ("busy", "repair")
+# ok and none-yet let a deployment start; the last three do not. not-checked is neither: nothing is known. set-up is about who
+# deploys, from where, and to where: credentials, account, bootstrap, region, quota, a tool; repair and busy about what is there.
+Verdict = Literal["ok", "none yet", "not checked", "busy", "repair", "set up"]
+BLOCKING = ("busy", "repair", "set up")
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,24 @@ class Check:
 
 def of_state(state: State) -> Finding:
     """A state of something deployed, as a finding."""
-    verdicts: dict[str, Verdict] = {"ready": "ok", "busy": "busy", "repair": "repair"}
-    return Finding(verdicts[state.readiness], str(state))
+    if state.readiness == "busy":
+        return Finding("busy", f"BUSY {state}")
+    return Finding("ok" if state.readiness == "ready" else "repair", str(state))
+
+
+def refusal(found: Sequence[tuple[Check, Finding]]) -> FerryError | None:
+    """What keeps a deployment from starting: Refused where anything has to be set up, as the rest of what was found may be
+    another account's; else a FerryError; None where nothing does. It tells the first of those whole and names the others."""
+    blocking = [each for each in found if each[1].verdict in BLOCKING]
+    if not blocking:
+        return None
+    decisive = [each for each in blocking if each[1].verdict == "set up"] or blocking
+    check, finding = decisive[0]
+    others = ", ".join(f"{each.cloud} {each.name}" for each, _ in blocking if each is not check)
+    also = f" Also {others}, above." if others else ""
+    said = " ".join(finding.text.split()).rstrip(".")
+    kind = Refused if finding.verdict == "set up" else FerryError
+    return kind(f"{check.cloud} {check.name}: {said}.{also} Then run `ferry preflight` again")
 
 
 def preflight(checks: Sequence[Check], seconds: float = SECONDS) -> Iterator[tuple[Check, Finding]]:
@@ -72,7 +89,9 @@ def _run(check: Check, before: Future[Finding] | None, finding: "Future[Finding]
         else:
             finding.set_result(check.look())
     except (ClientError, BotoCoreError) as error:
-        finding.set_result(Finding("repair", explain(error)))
+        finding.set_result(Finding("set up" if is_nobody(error) else "repair", explain(error)))
+    except Refused as error:
+        finding.set_result(Finding("set up", str(error)))
     except (FerryError, OSError) as error:
         finding.set_result(Finding("repair", str(error)))
     except Exception as error:  # a fault of ours, which whoever asks for the finding gets to see

@@ -2,15 +2,17 @@
 
 import base64
 import json
+import threading
+from concurrent.futures import Future
 from typing import Any
 from urllib.parse import urlsplit
 
 import botocore.session
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from ferry import aws
 from ferry.aws_errors import CLOCK_SECONDS, clock_skew, is_denied, skewed
-from ferry.cloud_states import STACKS, describe_endpoint, endpoint_state, stack_state
+from ferry.cloud_states import STACKS, DeployedStack, describe_endpoint, endpoint_state, stack_state
 from ferry.errors import FerryError, Refused
 from ferry.image import absent_images
 from ferry.preflight import Check, Finding, of_state
@@ -23,6 +25,13 @@ BOOTSTRAP_VERSION = 23
 _QUALIFIER = "hnb659fds"  # the default of the CDK, and of `cdk bootstrap`
 _CREDENTIALS = "credentials"
 _QUOTA_PAGES = 40
+_BY_HAND = (
+    "It was deleted outside of CloudFormation: `cdk drift Foundation` shows it, `cdk deploy Foundation --revert-drift` makes it "
+    "again, empty"
+)
+_WAYS_BACK = (
+    "`ferry rollback --list` shows what is stored; `ferry release --approved` makes the newest approved one again"
+)
 
 
 def aws_checks(settings: Settings, connect: aws.Connect = aws.quick_client) -> list[Check]:
@@ -50,6 +59,20 @@ class _Account:
     def __init__(self, settings: Settings, connect: aws.Connect) -> None:
         self._settings = settings
         self._connect = connect
+        self._stacks: dict[str, Future[DeployedStack | None]] = {}
+        self._asking = threading.Lock()
+
+    def _deployed(self, name: str) -> DeployedStack | None:
+        """How a stack stands, asked once for all of the checks, which run side by side; an error is every asker's, too."""
+        with self._asking:
+            first = name not in self._stacks
+            found = self._stacks.setdefault(name, Future())
+        if first:
+            try:
+                found.set_result(stack_state(self._settings, self._client("cloudformation"), name))
+            except Exception as error:
+                found.set_exception(error)
+        return found.result()
 
     def _client(self, service: str) -> Any:
         return self._connect(self._settings, service)
@@ -61,7 +84,7 @@ class _Account:
         known = sorted(session.get_available_regions("sagemaker", partition_name=partition))
         if region in known:
             return Finding("ok", f"{region} has SageMaker")
-        return Finding("repair", f"aws.region is {region}, and SageMaker is in {', '.join(known)}; choose one of those")
+        return Finding("set up", f"aws.region is {region}, and SageMaker is in {', '.join(known)}; choose one of those")
 
     def release(self) -> Finding:
         """The current release of this machine, which the stacks would deploy."""
@@ -72,23 +95,30 @@ class _Account:
         if bucket != self._settings.artifact_bucket:
             return Finding(
                 "repair",
-                f"{release.release_id} lies in {release.archive.uri}, and the endpoint reads {self._settings.artifact_bucket} "
-                f"only: make it again here with `ferry --env {self._settings.environment} release {release.archive.uri}`",
+                f"ARTIFACT_MISSING {release.archive.uri}: {release.release_id} lies there, and the endpoint reads "
+                f"{self._settings.artifact_bucket} only: make it again here with `ferry --env {self._settings.environment} release {release.archive.uri}`",
             )
         return Finding("ok", release.release_id)
 
     def credentials(self) -> Finding:
         answer = self._client("sts").get_caller_identity()
         if (skew := clock_skew(answer)) is not None and abs(skew) >= CLOCK_SECONDS:
-            return Finding("repair", skewed(skew))
+            return Finding("set up", skewed(skew))
         found, wanted = answer["Account"], self._settings.aws.account
         if found != wanted and self._settings.local is None:
             return Finding(
-                "repair",
+                "set up",
                 f"they are of account {found} ({answer['Arn']}); environment {self._settings.environment!r} wants {wanted}: "
                 "set AWS_PROFILE to a profile of that account, or choose another --env",
             )
         return Finding("ok", f"{answer['Arn']}, account {found}")
+
+    def _surely_absent(self, name: str) -> bool:
+        """Whether CloudFormation says that it has no such stack; an error of its is another check's."""
+        try:
+            return self._deployed(name) is None
+        except (ClientError, BotoCoreError):
+            return False
 
     def bootstrap(self) -> Finding:
         """Whether `cdk bootstrap` made what a deployment stands on: roles, a bucket, and this parameter."""
@@ -99,12 +129,15 @@ class _Account:
         command = f"cdk bootstrap aws://{self._settings.aws.account}/{self._settings.aws.region}{option}"
         ssm = self._client("ssm")
         try:
-            version = int(ssm.get_parameter(Name=name)["Parameter"]["Value"])
+            value = ssm.get_parameter(Name=name)["Parameter"]["Value"]
         except ssm.exceptions.ParameterNotFound:
-            return Finding("repair", f"not there, the parameter {name} is missing: {command}")
+            return Finding("set up", f"not there, the parameter {name} is missing: {command}")
+        if not value.isdecimal():
+            return Finding("set up", f"the parameter {name} is {value!r}, and a version is a number: {command}")
+        version = int(value)
         if version < BOOTSTRAP_VERSION:
             return Finding(
-                "repair", f"version {version}; a rollback of a failed deployment needs {BOOTSTRAP_VERSION}: {command}"
+                "set up", f"version {version}; a rollback of a failed deployment needs {BOOTSTRAP_VERSION}: {command}"
             )
         return Finding("ok", f"version {version}")
 
@@ -120,12 +153,26 @@ class _Account:
         try:
             head = s3.head_object(**where, ChecksumMode="ENABLED")
         except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (400, 404, 405):
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status in (400, 403) and (locked := self._key_in_the_way(where, archive.uri, status)):
+                return locked
+            if status == 403:
+                resource = f"arn:aws:s3:::{where['Bucket']}/{where['Key']}"
+                raise FerryError(
+                    f"{archive.uri}: access denied to HeadObject: whoever is signed in lacks s3:GetObjectVersion on {resource}, "
+                    f"or it is not there and s3:ListBucket on arn:aws:s3:::{where['Bucket']} is lacking, too"
+                ) from error
+            if status not in (400, 404, 405):
                 raise
             return Finding(
                 "repair",
-                f"ARTIFACT_MISSING {archive.uri} (version {archive.version_id}): not there, or deleted. `ferry rollback --list` "
-                "shows what is stored; `ferry release --approved` makes the newest approved one again",
+                f"ARTIFACT_MISSING {archive.uri} (version {archive.version_id}): not there, or deleted. {_WAYS_BACK}",
+            )
+        if head["ContentLength"] == 0:
+            return Finding(
+                "repair",
+                f"ARTIFACT_MISSING {archive.uri} (version {archive.version_id}): it holds 0 bytes, release.json says "
+                f"{archive.size}. {_WAYS_BACK}",
             )
         if head["ContentLength"] != archive.size:
             return _differs(release, f"{head['ContentLength']} bytes", f"{archive.size} bytes")
@@ -139,6 +186,24 @@ class _Account:
             return _differs(release, f"sha256 {found}", f"sha256 {archive.sha256}")
         return Finding("ok", f"{release.release_id}, stored with the digest that it names")
 
+    def _key_in_the_way(self, where: dict[str, str], uri: str, status: int) -> Finding | None:
+        """What is said of an object that is there and whose checksum alone is refused: S3 keeps that under the object's key."""
+        try:
+            head = self._client("s3").head_object(**where)
+        except ClientError:
+            return None
+        key = head.get("SSEKMSKeyId", "<key>")
+        if status == 403:
+            return Finding(
+                "not checked", f"{uri} is there; whoever is signed in lacks kms:Decrypt on its KMS key {key}"
+            )
+        return Finding(
+            "repair",
+            f"{uri} is there, and its KMS key {key} does not decrypt it: disabled, or its deletion is pending. Look with `aws kms "
+            f"describe-key --key-id {key}`; `aws kms cancel-key-deletion` and `aws kms enable-key` keep it. Once it is gone, so "
+            "is everything under it",
+        )
+
     def image(self) -> Finding:
         """The images that the stacks name, as ECR has them: the one that Hosting would pin, and those of the pipeline."""
         if self._settings.hosting.image == "pytorch-dlc":
@@ -146,24 +211,33 @@ class _Account:
         try:
             absent = absent_images(self._settings, self._client("ecr"))
         except Refused as error:  # Foundation makes the repository, so it has to be deployable without
-            return Finding("none yet", str(error))
+            if self._deployed("Foundation") is None:
+                return Finding("none yet", str(error))
+            return Finding("repair", f"{str(error).partition(';')[0]}. {_BY_HAND}")
         if not absent:
             return Finding("ok", "ECR has every image of these sources, of the right architecture and with its labels")
         text = f"not in ECR: {', '.join(absent)}; `ferry image push` brings it there"
         return Finding("none yet" if self._current() is None else "repair", text)
 
     def stack(self, name: str) -> Finding:
-        found = stack_state(self._settings, self._client("cloudformation"), name)
+        found = self._deployed(name)
         if found is None:
             return Finding("none yet", f"not deployed; `cdk deploy {name}`")
         return of_state(found.state)
 
     def buckets(self) -> Finding:
         """The buckets of a deployed Foundation. CloudFormation does not notice that somebody deleted one."""
-        if stack_state(self._settings, self._client("cloudformation"), "Foundation") is None:
-            return Finding("none yet", "Foundation makes them")
         names = (self._settings.data_bucket, self._settings.artifact_bucket, self._settings.log_bucket)
         found = {name: self._bucket_region(name) for name in names}
+        if self._deployed("Foundation") is None:
+            if taken := [name for name, region in found.items() if region is not None]:
+                return Finding(
+                    "repair",
+                    f"{', '.join(taken)}: there already, and the stack Foundation, which would make them, is not; an earlier one "
+                    "kept its data, or another stack has them. `cdk deploy Foundation --import-existing-resources` takes them "
+                    "over; another project or environment in the settings leaves them alone",
+                )
+            return Finding("none yet", "Foundation makes them")
         if gone := [name for name, region in found.items() if region is None]:
             return Finding(
                 "repair",
@@ -171,9 +245,10 @@ class _Account:
                 "nothing makes it again by itself: `cdk deploy Foundation --revert-drift` does, empty",
             )
         if wrong := [f"{name} is in {region}" for name, region in found.items() if region != self._settings.aws.region]:
+            missing = f"ARTIFACT_MISSING s3://{names[1]}: " if found[names[1]] != self._settings.aws.region else ""
             return Finding(
                 "repair",
-                f"{'; '.join(wrong)}; SageMaker wants model data in the endpoint's region, {self._settings.aws.region}",
+                f"{missing}{'; '.join(wrong)}; SageMaker wants model data in the endpoint's region, {self._settings.aws.region}",
             )
         return Finding("ok", f"{len(names)} in {self._settings.aws.region}, owned by {self._settings.aws.account}")
 
@@ -195,9 +270,16 @@ class _Account:
         if self._settings.hosting.mode == "batch":
             return Finding("ok", 'hosting.mode is "batch", which has none')
         described = describe_endpoint(self._settings, self._client("sagemaker"))
+        if described is not None and self._surely_absent("Hosting"):
+            return Finding(
+                "repair",
+                f"{self._settings.endpoint} is there already, and the stack Hosting, which would make it, is not: another stack, or "
+                f"somebody by hand, made it. `aws sagemaker describe-endpoint --endpoint-name {self._settings.endpoint}` shows it; "
+                "where nobody needs it, `aws sagemaker delete-endpoint` makes room, else choose another project or environment",
+            )
         if described is not None:
             return of_state(endpoint_state(described))
-        hosting = stack_state(self._settings, self._client("cloudformation"), "Hosting")
+        hosting = self._deployed("Hosting")
         if hosting is None or "EndpointName" not in hosting.outputs:
             return Finding("none yet", "Hosting makes it")
         return Finding(
@@ -224,7 +306,7 @@ class _Account:
             )
         if value < wanted:
             return Finding(
-                "repair",
+                "set up",
                 f"{name} is {value:g}, hosting.instance_count wants {wanted}: ask for more with `aws service-quotas "
                 f"list-service-quotas --service-code sagemaker --query \"Quotas[?QuotaName=='{name}']\"` and "
                 "`aws service-quotas request-service-quota-increase`, or choose another hosting.instance_type",

@@ -5,9 +5,9 @@ import zipfile
 from functools import cache
 
 from ferry import aws, azure
-from ferry.cloud_states_azure import app_state, lock_holder, subscription
+from ferry.cloud_states_azure import app_state, lock_holder, refuse_unreadable_state, state_file, subscription
 from ferry.destroy_azure import binary
-from ferry.errors import FerryError
+from ferry.errors import FerryError, Refused
 from ferry.package import MAX_PACKAGE_BYTES
 from ferry.preflight import Check, Finding, of_state
 from infra.azure.package import read_archive, read_package
@@ -60,7 +60,7 @@ class _Deployment:
         try:
             azure.bearer(self._credential(), azure.MANAGEMENT)
         except FerryError as error:  # what follows its first sentences is a page of what was tried
-            return Finding("repair", str(error).partition(" What was tried")[0])
+            return Finding("set up", str(error).partition(" What was tried")[0])
         return Finding("ok", "Entra gives a token for Azure Resource Manager")
 
     def subscription(self) -> Finding:
@@ -68,13 +68,13 @@ class _Deployment:
         try:
             document, _ = azure.ask(self._credential(), f"{self._base}/subscriptions/{wanted}?api-version=2022-12-01")
         except azure.NotFound as error:
-            raise FerryError(
+            raise Refused(
                 f"whoever is signed in sees no subscription {wanted}: `az login --tenant <its tenant>`, or correct "
                 f"azure.subscription_id or ARM_SUBSCRIPTION_ID. {error}"
             ) from error
         found = f"{document['displayName']} ({wanted})"
         if document["state"] != "Enabled":
-            return Finding("repair", f"{found} is {document['state']}: its owner enables it in the portal")
+            return Finding("set up", f"{found} is {document['state']}: its owner enables it in the portal")
         overruled = os.environ.get("ARM_SUBSCRIPTION_ID", wanted)
         note = "" if overruled == wanted else f"; ARM_SUBSCRIPTION_ID is {overruled}, which the settings overrule"
         return Finding("ok", f"{found}{note}")
@@ -90,7 +90,7 @@ class _Deployment:
         if location in known:
             return Finding("ok", f'{location} offers hosting = "{hosting}"')
         return Finding(
-            "repair",
+            "set up",
             f'azure.location is {location}, which does not offer hosting = "{hosting}"; choose one of {", ".join(known)}',
         )
 
@@ -130,11 +130,13 @@ class _Deployment:
         state = self._settings.azure.state
         credential = self._credential() if state is not None and state.backend == "azurerm" else None
         holder = lock_holder(self._settings, credential, self._connect)
+        if holder is None and state is None:
+            refuse_unreadable_state(state_file(self._settings))
         if holder is None:
             return Finding("ok", "nobody works on the Terraform state")
         return Finding(
             "busy",
-            f"{holder}. Wait until that run has ended; a lock is not broken by force, as two runs on one state lose what one "
+            f"BUSY {holder}. Wait until that run has ended; a lock is not broken by force, as two runs on one state lose what one "
             "of them made",
         )
 

@@ -15,7 +15,7 @@ def stack_output(settings: Settings, cloudformation: Any, stack: str, output: st
         (described,) = cloudformation.describe_stacks(StackName=name)["Stacks"]
     except ClientError as error:
         # CloudFormation answers a name that it does not know with this code and "does not exist".
-        if error.response["Error"]["Code"] != "ValidationError":
+        if error.response["Error"]["Code"] != "ValidationError" or "does not exist" not in str(error):
             raise
         raise Refused(f"the stack {name} is not deployed; `cdk deploy {stack}` deploys it") from error
     outputs = {each["OutputKey"]: each["OutputValue"] for each in described.get("Outputs", [])}

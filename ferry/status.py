@@ -146,8 +146,11 @@ def _endpoint(settings: Settings, connect: aws.Connect) -> Seen:
     if described is None:
         return _NOT_DEPLOYED
     state = endpoint_state(described)
-    releases = _served(sagemaker, described["EndpointConfigName"])
     note = "; ".join(filter(None, (state.reason, state.advice)))
+    try:
+        releases = _served(sagemaker, described["EndpointConfigName"])
+    except ClientError as error:  # a configuration or a model that somebody deleted; the endpoint answers all the same
+        releases, note = [], "; ".join(filter(None, (f"which release is not told: {explain(error)}", note)))
     if len(releases) > 1:
         note = "; ".join(filter(None, (f"holds {', '.join(releases)}", note)))
     return (state.name, releases[0] if releases else None, note)

@@ -12,6 +12,7 @@ import gc
 import json
 import logging
 import os
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -23,60 +24,55 @@ os.environ.setdefault(environment.BLAS_THREADS, "1")
 # What imports make stays: to look for garbage in between finds nothing, again and again.
 gc.disable()
 
-import azure.functions as func
-
 from model_code.inference import errors
-from model_code.inference.codecs import JSON
-from model_code.inference.contract import Request, Response
+from model_code.inference.contract import DEADLINE_SECONDS
 from model_code.inference.predictor import Predictor
-from model_code.inference.respond import error_response, respond
-from model_code.inference.respond import health as health_of
 
 _PACKAGED = Path(__file__).resolve().parent / "release"
+# A probe is answered in two seconds, with 503 while the model is not there yet.
+_HEALTH_SECONDS = 1.0
 # One inference takes one thread: several requests share the one or two cores of an instance.
 _INFERENCE_THREADS = 1
-# How callers show who they are, as the document says it: to the host with a key, to the platform with a token.
-_KEYS = {
-    "key": {"type": "apiKey", "in": "header", "name": "x-functions-key"},
-    "keyInQuery": {"type": "apiKey", "in": "query", "name": "code"},
-}
-_TOKEN = {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}
 # The names of the worker's own loggers begin with "azure"; records of those do not reach the app's owner.
 _log = logging.getLogger("modelferry.function")
 
+# The model, verified and warm; where there is none, the code of the error whose reason is in the log.
+_predictor: Predictor | None = None
+_load_error = errors.InferenceError.code
 
-def _load() -> tuple[Predictor | None, str | None]:
-    """The model, verified and warm; or None and the code of the error whose reason is in the log."""
+
+def _load() -> None:
+    global _predictor, _load_error
     started = time.monotonic()
     declared = os.environ.get(environment.RELEASE_ID)
     directory = Path(os.environ.get(environment.MODEL_DIR) or _PACKAGED)
     try:
-        predictor = Predictor.load(
+        _predictor = Predictor.load(
             directory,
             threads=_INFERENCE_THREADS,
             release_id=declared,
             model_json_sha256=_released_model_json(directory),
         )
     except Exception as error:
-        code = error.code if isinstance(error, errors.InferenceError) else errors.InferenceError.code
+        if isinstance(error, errors.InferenceError):
+            _load_error = error.code
         _write(
             logging.ERROR,
             event="load",
             release_id=declared,
-            code=code,
+            code=_load_error,
             message=f"the model cannot be served: {error}",
             traceback=traceback.format_exc(),
         )
-        return None, code
+        return
     _write(
         logging.INFO,
         event="load",
-        release_id=predictor.release_id,
+        release_id=_predictor.release_id,
         milliseconds=_milliseconds_since(started),
         inference_threads=_INFERENCE_THREADS,
         worker_threads=os.environ.get(environment.WORKER_THREADS),
     )
-    return predictor, None
 
 
 def _released_model_json(directory: Path) -> str | None:
@@ -86,6 +82,38 @@ def _released_model_json(directory: Path) -> str | None:
     except FileNotFoundError:
         return os.environ.get(environment.MODEL_JSON_SHA256)
     return str(release["model_json"]["sha256"])
+
+
+def _write(level: int, **fields: object) -> None:
+    _log.log(level, "%s", json.dumps(fields))
+
+
+def _milliseconds_since(started: float) -> float:
+    return round((time.monotonic() - started) * 1000, 3)
+
+
+# Azure's worker imports this module, and only then tells the host which functions there are: the model loads meanwhile, and
+# whoever asks earlier waits. Digests are computed and sessions made without the interpreter's lock, beside what follows.
+_loading = threading.Thread(target=_load, name="load")
+_loading.start()
+
+import azure.functions as func
+
+from model_code.inference.codecs import JSON
+from model_code.inference.contract import Request, Response
+from model_code.inference.respond import error_response, respond
+from model_code.inference.respond import health as health_of
+
+# Everything so far is here to stay, so that a collection during a request need not look at it.
+gc.freeze()
+gc.enable()
+
+# How callers show who they are, as the document says it: to the host with a key, to the platform with a token.
+_KEYS = {
+    "key": {"type": "apiKey", "in": "header", "name": "x-functions-key"},
+    "keyInQuery": {"type": "apiKey", "in": "query", "name": "code"},
+}
+_TOKEN = {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}
 
 
 def _auth_level() -> func.AuthLevel:
@@ -112,21 +140,6 @@ def _auth_level() -> func.AuthLevel:
     return func.AuthLevel.FUNCTION
 
 
-def _write(level: int, **fields: object) -> None:
-    _log.log(level, "%s", json.dumps(fields))
-
-
-def _milliseconds_since(started: float) -> float:
-    return round((time.monotonic() - started) * 1000, 3)
-
-
-# At module level, because Azure's worker imports this module before it takes requests: the first of them finds the model
-# loaded and warm, as loading ends with a golden inference.
-_predictor, _load_error = _load()
-# Everything so far is here to stay, so that a collection during a request need not look at it.
-gc.freeze()
-gc.enable()
-
 # The worker wants exactly one such object in this module.
 _level = _auth_level()
 app = func.FunctionApp(http_auth_level=_level)
@@ -140,6 +153,7 @@ def classify(req: func.HttpRequest, context: func.Context) -> func.HttpResponse:
     headers = req.headers
     content_type, accept = headers.get("content-type"), headers.get("accept")
     request = Request(req.get_body(), content_type, accept, context.invocation_id, arrived)
+    _wait_for_the_load(arrived)
     return _answer("classify", respond(_predictor, request), context.invocation_id, arrived)
 
 
@@ -147,6 +161,7 @@ def classify(req: func.HttpRequest, context: func.Context) -> func.HttpResponse:
 def health(req: func.HttpRequest, context: func.Context) -> func.HttpResponse:
     """Which release answers here, for probes without a key; 503 with the error's code where no model could be loaded."""
     arrived = time.monotonic()
+    _wait_for_the_load(arrived, _HEALTH_SECONDS)
     invocation = context.invocation_id
     response = _not_ready(invocation) if _predictor is None else health_of(_predictor, invocation)
     return _answer("health", response, invocation, arrived)
@@ -156,6 +171,7 @@ def health(req: func.HttpRequest, context: func.Context) -> func.HttpResponse:
 def openapi(req: func.HttpRequest, context: func.Context) -> func.HttpResponse:
     """What the functions take and answer with this model, as an OpenAPI document; 503 where no model could be loaded."""
     arrived = time.monotonic()
+    _wait_for_the_load(arrived)
     if _predictor is None:
         response = _not_ready(context.invocation_id)
     else:
@@ -173,9 +189,15 @@ def _security() -> dict[str, dict[str, str]]:
     return _TOKEN if os.environ.get(environment.AUTHORIZATION) == "entra" else {}
 
 
+def _wait_for_the_load(arrived: float, seconds: float = DEADLINE_SECONDS) -> None:
+    """Until it has ended, well or not, or the request that came `seconds` ago is answered anyhow."""
+    if _loading.is_alive():
+        _loading.join(max(0.0, arrived + seconds - time.monotonic()))
+
+
 def _not_ready(invocation_id: str) -> Response:
-    reason = errors.NotReady(f"no model is loaded: {_load_error}; the log has the reason")
-    return error_response(reason, invocation_id)
+    reason = "it is being loaded, try again" if _loading.is_alive() else f"{_load_error}; the log has the reason"
+    return error_response(errors.NotReady(f"no model is loaded: {reason}"), invocation_id)
 
 
 def _answer(function: str, response: Response, invocation_id: str, arrived: float) -> func.HttpResponse:

@@ -47,7 +47,10 @@ BATCH_PREFIX = "batch"
 CAPTURE_PREFIX = "capture"
 MAX_SETTINGS_BYTES = 256 * 1024
 _SHOWN = 80  # characters of a value in a message
+_MAX_COMPLAINTS = 10
 _DEEPEST = 8  # tables in each other
+# Far more than any key takes. What a secret looks like is found in time that grows with the square of a text.
+_LONGEST = 4096
 # tomllib's time grows with the cube of the parts of a key: 32,000 of them would take it most of a minute.
 _DOTTED = re.compile(r"""(?<![A-Za-z0-9_-])(?:(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){32}""")
 # Tags that the stacks set themselves.
@@ -182,7 +185,14 @@ class TrainingSettings(Table):
         default="PendingManualApproval", description="Approval status of a model package that passed the gate."
     )
     schedule: (
-        Annotated[str, StringConstraints(pattern=r"^(rate|cron)\([A-Za-z0-9 ,*?/#-]+\)$", max_length=256)] | None
+        Annotated[
+            str,
+            StringConstraints(
+                pattern=r"^(rate\([1-9][0-9]* (minute|hour|day)s?\)|cron\([A-Za-z0-9,*?/#-]+( [A-Za-z0-9,*?/#-]+){5}\))$",
+                max_length=256,
+            ),
+        ]
+        | None
     ) = Field(
         default=None,
         description='When the pipeline starts by itself, in UTC: "rate(7 days)" or "cron(0 3 ? * MON *)" '
@@ -511,7 +521,11 @@ def load_settings(environment: str | None = None) -> Settings:
     try:
         settings = Settings.model_validate(table)
     except ValidationError as error:
-        raise SettingsError("\n".join(_explain(path, problem) for problem in error.errors())) from error
+        problems = error.errors()
+        complaints = [_explain(path, problem) for problem in problems[:_MAX_COMPLAINTS]]
+        if len(problems) > _MAX_COMPLAINTS:
+            complaints.append(f"{path}: and {len(problems) - _MAX_COMPLAINTS} more")
+        raise SettingsError("\n".join(complaints)) from error
     if path.parent == ROOT / "config" and settings.environment != path.stem:
         raise SettingsError(
             f"{path}: environment: found {settings.environment!r}; allowed: {path.stem!r}, the file's name"
@@ -574,6 +588,10 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
 def _refuse_texts(path: Path, table: dict[str, Any]) -> None:
     """What no text may be, whatever its key takes. Raises SettingsError before anything shows a value: it may be a secret."""
     for location, text in _texts(path, table):
+        if len(text) > _LONGEST:
+            raise SettingsError(
+                f"{path}: {_key(location)[:_SHOWN]}: a text of {len(text):,} characters; allowed: at most {_LONGEST:,}"
+            )
         key = _key(["(not shown)" if secret_in(part) else part for part in location])
         if key == "local.function_key":  # opens a door of this machine only
             continue

@@ -83,23 +83,36 @@ INSTANCE_TYPES = _instance_types()
 
 # What no settings file holds: it is read by whoever reads the repository, the templates or DescribeTrainingJob.
 _SECRETS = {
-    "an AWS access key id": r"\b(AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}\b",
+    "an AWS access key id": r"(?<![A-Za-z0-9])(AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}(?![A-Za-z0-9])",
     # 40 characters of base64; a hash in hex has no upper case, and a path has dots or dashes around such a part.
     "an AWS secret access key": r"(?<![\w/+=.-])(?=\S*[a-z])(?=\S*[A-Z])(?=\S*[0-9])[A-Za-z0-9/+]{40}(?![\w/+=.-])",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY",
     "a connection string": r"(?i)\b(AccountKey|SharedAccessKey|SharedAccessSignature|InstrumentationKey)\s*=\s*\S",
-    "a shared access signature": r"[?&]sig=[^&\s]{8,}",
+    # 64 bytes: of a storage account, of Cosmos DB, of Batch.
+    "an account key of Azure": r"(?<![\w/+=.-])[A-Za-z0-9/+]{86}==(?![\w/+=.-])",
+    "a shared access signature": r"(^|[?&;\s])sig=[^&\s]{8,}",
+    # Azure's services put four letters of their own and a checksum at the end of a key.
+    "a key of a service of Azure": r"[?&]code=[\w/+%=-]{16,}|[\w/+-]{30}(AzFu|AzSe|AzCa|ACDb|AStA|\+AStb|\+ABa|APIM)[\w/+-]{4,}={0,2}",
     "a JSON Web Token": r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*",
-    "an address with a password": r"(?i)\b[a-z][a-z0-9+.-]*://[^/\s:@]*:[^/\s@]+@",
-    "an access token": r"\b(gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|xox[abeoprs]-[\w-]{10,}|hf_[A-Za-z]{30,}|sk-[\w-]{20,})"
-    r"|(?i:\bbearer\s+[\w.~+/-]{8,})",
+    "an address with a password": r"(?i)(?<![a-z0-9+.-])[a-z][a-z0-9+.-]*://([^/\s:@]*:[^/\s@]+|[^/\s:@]{20,})@",
+    "an access token": r"\b(gh[pousr]_\w{20,}|github_pat_\w{20,}|gl[a-z]{2,6}-[\w-]{20,}|xox[a-z]-[\w-]{10,}|xapp-[\w-]{10,}|hf_\w{30,})"
+    r"|\b(sk-[\w-]{20,}|[rs]k_(live|test)_\w{16,}|npm_\w{30,}|pypi-[\w-]{30,}|AIza[\w-]{35}|SG\.[\w-]{16,}\.[\w-]{16,})"
+    r"|\b(dckr_pat_[\w-]{20,}|hv[sbr]\.[\w-]{20,}|\w{14}\.atlasv1\.[\w-]{20,}|dapi[0-9a-f]{32}|dop_v1_\w{20,}|glsa_\w{20,})"
+    r"|\b(shp(at|ca|pa|ss)_|NRAK-|lin_api_|pul-|pscale_tkn_|dp\.[a-z]{2}\.)\w{20,}"
+    r"|\b(AGE-SECRET-KEY-1\w{20,}|(IQoJb3JpZ2lu|F[wQ]oGZXIvYXdz)[\w/+=]{40,}|hooks\.slack\.com/services/\S{10,})"
+    r"|(?i:\bbearer\s+[\w.~+/-]{8,}|\bauthorization[\"']?\s*[:=]\s*\S|\bbasic\s+[a-z0-9+/]{8,}={1,2}(?!\S))",
     "a client secret of Entra": r"(?<![\w~.-])[\w~.-]{3}[0-9]Q~[\w~.-]{31,34}(?![\w~.-])",
-    "a password": r"(?i)(?<![a-z])(password|passwd|passphrase|pwd|secret|token|api[_-]?key|access[_-]?key|client[_-]?secret)"
-    r"\s*[=:]\s*\S",
+    "a password": r"((?<![A-Za-z])(?i:password|passwd|passphrase|pwd|secret|token|api[_-]?key|access[_-]?key|client[_-]?secret)"
+    r"|(?<=[a-z0-9])(Password|Passphrase|Pwd|Secret|Token|ApiKey|AccessKey))[\"']?\s*[=:]\s*\S"
+    r"|(?i:--?(password|passwd|passphrase|secret|token|api-key)\s+\S)",
 }
-# A name that ends so promises a secret, whatever the value looks like.
+# A name that ends so promises a secret, whatever the value looks like: with words apart, and in camel case.
+_KEYS = "api|access|account|private|secret|encryption|signing|ssh|function|subscription|storage|master|host|service"
 _SECRET_NAME = re.compile(
-    r"(?i)(^|[^a-z])(password|passwd|passphrase|pwd|secret|token|credentials?|(api|access|account|private|secret)[_-]?key)$"
+    r"((^|[^A-Za-z])(?i:password|passwd|passphrase|passcode|pwd|secret|token|credentials?|sas|connection[_-]?string"
+    rf"|(db|user|admin|root|smtp)[_-]?pass|({_KEYS})[_-]?key)"
+    r"|[a-z0-9](Password|Passphrase|Passcode|Pwd|Secret|Token|Credentials?|ConnectionString"
+    rf"|({'|'.join(word.title() for word in _KEYS.split('|'))})Key))[0-9]*$"
 )
 _PLACEHOLDER = re.compile(
     r"(?i)<[^<>]*>|(?<![a-z])((change|replace|fill)[ _-]?(me|this|in)|todo|fixme|placeholder|x{3,8})(?![a-z])"

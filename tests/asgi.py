@@ -1,8 +1,7 @@
 """Drives an ASGI application of the container in this process, as a server drives it."""
 
 import asyncio
-from collections.abc import AsyncIterator, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import MutableMapping
 from typing import Any
 
 from model_code.container.worker import Worker
@@ -31,15 +30,3 @@ async def call(
     await app(scope, receive, send)
     headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return sent[0]["status"], headers, sent[1]["body"]
-
-
-@asynccontextmanager
-async def started(app: Worker) -> AsyncIterator[str]:
-    """The application between start-up and shutdown, as a server drives it; yields what it said to the start-up."""
-    orders: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
-    said: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
-    life = asyncio.create_task(app({"type": "lifespan"}, orders.get, said.put))
-    await orders.put({"type": "lifespan.startup"})
-    yield (await said.get())["type"]
-    await orders.put({"type": "lifespan.shutdown"})
-    await life

@@ -34,7 +34,7 @@ def account(settings: Settings, release: Release | None, stacks: Mapping[str, st
         "GET /configuration": [configuration()],
         "ListServiceQuotas": [quota(settings, 4)],
     }
-    for bucket in BUCKETS:
+    for bucket in BUCKETS if "Foundation" in standing else ():
         head = Reply(200, headers={"x-amz-bucket-region": settings.aws.region})
         replies[f"HEAD /{settings.prefix}-{bucket}-{settings.aws.account}-{settings.aws.region}"] = [head]
     if release is not None:

@@ -111,7 +111,7 @@ def container(
 ) -> Iterator[Server]:
     """The SageMaker container's `serve`, or another `command` in its place, over the model in `base`/model."""
     port = port or free_port()
-    with _running(command, container_variables(base, port, **variables), base, port, "/ping") as server:
+    with _running(command, container_variables(base, port, **variables), base, port, "/ping", {200}) as server:
         yield server
 
 
@@ -148,20 +148,23 @@ def functions_host(package: Path, **variables: str) -> Iterator[Server]:
     port = free_port()
     script = str(ROOT / "ferry" / "functions_host.py")
     command = [sys.executable, "-I", "-S", script, "--package", str(package), "--port", str(port)]
-    with _running(command, {"PATH": os.environ["PATH"], **variables}, package, port, "/api/health") as server:
+    # Without a model it stays at 503.
+    # Without a model it stays at 503, and a package that is not ours has no such route.
+    health = {200, 503, 404}
+    with _running(command, {"PATH": os.environ["PATH"], **variables}, package, port, "/api/health", health) as server:
         yield server
 
 
 @contextmanager
 def _running(
-    command: Sequence[str], variables: Mapping[str, str], folder: Path, port: int, probe: str
+    command: Sequence[str], variables: Mapping[str, str], folder: Path, port: int, probe: str, statuses: set[int]
 ) -> Iterator[Server]:
     log = folder / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=variables, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
     server = Server(process, port, log)
     try:
-        _wait(server, probe)
+        _wait(server, probe, statuses)
         yield server
     finally:
         process.terminate()
@@ -171,12 +174,11 @@ def _running(
             process.kill()
 
 
-def _wait(server: Server, probe: str) -> None:
+def _wait(server: Server, probe: str, statuses: set[int]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and server.process.poll() is None:
-        try:
-            server.ask("GET", probe)  # any answer will do: a door without a model answers 503
-            return
-        except OSError:
-            time.sleep(0.02)
+        with suppress(OSError):
+            if server.ask("GET", probe).status in statuses:
+                return
+        time.sleep(0.02)
     raise AssertionError(f"no answer from {server.process.args!r}:\n{server.log.read_text()}")

@@ -7,15 +7,17 @@ Evaluate step in the container, and `fetch` before a container starts on Azure. 
 import gzip
 import io
 import random
+import sys
 import tarfile
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ferry.archive import ArchiveError, read_archive, write_archive
-from model_code.container import artifact
+from model_code.container import artifact, release_archive
 from model_code.container.artifact import read_artifact
 from model_code.container.release_archive import ArchiveInvalid, lay_down
 from model_code.inference.contract import model_json_bytes
@@ -243,6 +245,63 @@ def test_m19_an_archive_of_members_without_end_is_given_up(sandbox: Sandbox, mon
     )
     headers = b"".join(raw_member(b"x", b"y" * n, tarfile.GNUTYPE_LONGLINK) for n in range(1, 102))
     assert refused(sandbox, gzip.compress(headers)).startswith("TOO_LARGE a: more than 100 members")
+
+
+GZIP_FIELDS = {"name": 8, "comment": 16}
+
+
+def with_gzip_field(flag: int, field: bytes) -> bytes:
+    """The good archive whose gzip header has a field that ends with a NUL."""
+    plain = write_archive(GOOD)
+    return plain[:3] + bytes([flag]) + plain[4:10] + field + b"\0" + plain[10:]
+
+
+def calls_of(read: Callable[[], object]) -> int:
+    """How many functions and builtins Python calls for it: a measure of work that no busy machine changes."""
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        read()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@pytest.mark.parametrize("field", GZIP_FIELDS)
+def test_m19_megabytes_in_a_gzip_header_or_of_zeros_behind_it_cost_no_work_for_each_byte(
+    sandbox: Sandbox, field: str
+) -> None:
+    cheap = calls_of(lambda: sandbox.release(write_archive(GOOD)))
+    for raw in (with_gzip_field(GZIP_FIELDS[field], b"n" * 2**20), write_archive(GOOD) + bytes(2**20)):
+        for name, read in sandbox.readers().items():
+            assert calls_of(partial(read, raw)) < cheap + 1000, name
+            assert read(raw) == GOOD, name
+
+
+def test_m5_a_gzip_header_without_an_end_is_refused(sandbox: Sandbox) -> None:
+    for flag in GZIP_FIELDS.values():
+        refused(sandbox, with_gzip_field(flag, b"n" * 2**20)[: 2**20])
+
+
+def test_m19_gzip_in_parts_without_end_is_given_up(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release_archive, "MAX_GZIP_PARTS", 1000)
+    nothing = gzip.compress(b"")
+    assert sandbox.release(nothing * 999 + write_archive(GOOD)) == GOOD
+    assert "TOO_LARGE a: more than 1,000 gzip parts" in refused(sandbox, nothing * 1000 + write_archive(GOOD))
+
+
+def test_m19_a_name_longer_than_a_path_is_refused(sandbox: Sandbox) -> None:
+    def named(length: int) -> bytes:
+        long_name = raw_member(b"././@LongLink", b"a" * length, tarfile.GNUTYPE_LONGNAME) + raw_member(b"x", b"")
+        return gzip.compress(long_name + tar(*(member(name, content) for name, content in GOOD.items())))
+
+    assert sandbox.release(named(artifact.MAX_NAME)) == GOOD
+    assert "TOO_LARGE a: a name of 4,097 characters" in refused(sandbox, named(artifact.MAX_NAME + 1))
 
 
 def test_m21_a_pickle_is_passed_over_as_a_hidden_member_and_is_no_model(sandbox: Sandbox) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import botocore.session
 import pytest
 
+from ferry.aws import QUICK
 from ferry.azure import NotFound
 from ferry.cloud_states import (
     ENDPOINT_RULES,
@@ -146,6 +147,30 @@ def test_a_deployment_that_was_taken_back_is_ready_and_says_why_it_was() -> None
     assert found is not None
     assert found.state.readiness == "ready"
     assert "Endpoint (AWS::SageMaker::Endpoint) UPDATE_FAILED: no capacity" in text(found)
+
+
+def test_d8_a_state_of_tomorrow_that_is_in_progress_is_waited_for() -> None:
+    found = look("ROLLFORWARD_IN_PROGRESS", begin())
+    assert found is not None
+    assert found.state.readiness == "busy"
+    found = look("ROLLFORWARD_FAILED", begin())
+    assert found is not None
+    assert found.state.readiness == "repair"
+
+
+@pytest.mark.parametrize(("code", "status"), [("Throttling", 400), ("AccessDenied", 403)])
+def test_d7_a_state_is_told_also_where_its_reasons_cannot_be_read(code: str, status: int) -> None:
+    settings = dev_settings()
+    stack = {"StackName": "modelferry-dev-hosting", "CreationTime": STARTED, "StackStatus": "UPDATE_ROLLBACK_FAILED"}
+    replies = {
+        "DescribeStacks": [says("cloudformation", "DescribeStacks", {"Stacks": [stack]})],
+        "DescribeStackEvents": [refuses("cloudformation", code, "not now", status)],
+    }
+    with scripted(replies) as server:
+        client = connect_to(server, QUICK)(settings, "cloudformation")
+        said = text(stack_state(settings, client, "Hosting"))
+    assert said.startswith("UPDATE_ROLLBACK_FAILED; its events cannot be read: ")
+    assert "`cdk rollback Hosting`" in said
 
 
 def test_a_stack_that_is_not_there_is_no_error_and_another_refusal_is_one() -> None:
@@ -298,6 +323,27 @@ def test_d8_a_leased_state_blob_is_locked_by_whom_its_metadata_says() -> None:
         assert blob_lock(f"{server.url}/state/none.tfstate", credential) is None
 
 
+def test_d8_a_lock_whose_note_is_damaged_is_a_lock_all_the_same() -> None:
+    for note in ("%%%", "abc", base64.b64encode(b"[1, 2]").decode()):
+        leased = Reply(200, headers={"x-ms-lease-state": "leased", "x-ms-meta-terraformlockid": note})
+        with scripted({"HEAD /state/terraform.tfstate": [leased]}) as server:
+            assert (blob_lock(f"{server.url}/state/terraform.tfstate", SignedIn()) or "").endswith("is leased")
+
+
+def test_d17_a_deleted_place_of_the_terraform_state_is_not_taken_for_a_first_deployment() -> None:
+    gone = Reply(404, headers={"x-ms-error-code": "ContainerNotFound"})
+    with (
+        scripted({"HEAD /state/terraform.tfstate": [gone]}) as server,
+        pytest.raises(FerryError, match="container of the Terraform state is not there"),
+    ):
+        blob_lock(f"{server.url}/state/terraform.tfstate", SignedIn())
+    settings = azure_settings(state=AzureStateSettings(backend="s3", bucket="team-state", region="eu-west-1"))
+    key = "GET /team-state/terraform.modelferry-dev-azure.tfstate.tflock"
+    absent = Reply(404, b"<Error><Code>NoSuchBucket</Code><Message>no</Message></Error>", {"Content-Type": "text/xml"})
+    with scripted({key: [absent]}) as server, pytest.raises(FerryError, match=r"s3://team-state: the bucket of the"):
+        lock_holder(settings, None, connect_to(server))
+
+
 def test_d8_the_lock_object_of_a_state_in_s3_is_read() -> None:
     state = AzureStateSettings(backend="s3", bucket="team-state", region="eu-west-1")
     settings = azure_settings(state=state)
@@ -352,6 +398,21 @@ def test_a_stopped_app_says_how_it_is_started_and_a_running_one_which_release_it
     assert (running[0].readiness, running[1]) == ("ready", "mnist-0f0f0f0f0f0f")
     assert stopped[0].readiness == "repair"
     assert "az functionapp start --name func-modelferry-dev-dev01 --resource-group rg-modelferry-dev" in str(stopped[0])
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"properties": {"state": "Running", "usageState": "Exceeded"}}, "Exceeded; its plan's quota is used up"),
+        ({"properties": {}, "tags": None}, "unknown; Azure tells no state of it"),
+    ],
+)
+def test_an_app_that_runs_and_answers_nobody_is_not_called_fine(document: dict[str, Any], words: str) -> None:
+    with scripted({SITE: [Reply(200, json.dumps(document).encode())]}) as server:
+        found = app_state(azure_settings(), SignedIn(), server.url)
+    assert found is not None
+    assert found[0].readiness == "repair"
+    assert str(found[0]).startswith(words)
 
 
 def test_an_app_that_is_not_there_is_none_and_azures_refusals_are_said_in_its_own_words() -> None:

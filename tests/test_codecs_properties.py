@@ -343,6 +343,27 @@ def sizes_of(model: Signature) -> st.SearchStrategy[tuple[int, ...]]:
     return st.sampled_from([sizes] * 12 + [sizes[1:] or (1,)] * 2 + [(*sizes, 1), (2, *sizes), (math.prod(sizes),)])
 
 
+@st.composite
+def rearranged(draw: st.DrawFn) -> tuple[Signature, bytes]:
+    """A good body of which a few bytes of structure stand elsewhere: the counts are right, and only the places are wrong."""
+    model = draw(SIGNATURES)
+    sizes = tuple(size for size in model.input.shape if size is not None)
+    key = draw(st.sampled_from(['"data"', '"images"', '"da ta"', '"1data"', '"d\\u0061ta"', '"data[]"', '"[[["']))
+    numbers = st.sampled_from(["1", "1.0", "1E0", "-0", "0.5", "255", "1e-400", "1e39", "[1]", "[]", "1,2", ""])
+    pool = draw(st.lists(st.one_of(st.just("1"), numbers), min_size=1, max_size=3))
+    writer = Writer(draw(_SEEDS), pool, ragged=False)
+    others = ["", "", "", ',"probabilities":true', ',"probabi lities":true', ',"data":5', ',"probabilities":[1]']
+    characters = list(f"{{{key}:{writer.arrays((draw(st.integers(1, 2)), *sizes))}{draw(st.sampled_from(others))}}}")
+    places = [place for place, character in enumerate(characters) if character in "[],"]
+    for _ in range(draw(st.integers(0, 2))):
+        one, other = draw(st.sampled_from(places)), draw(st.sampled_from(places))
+        characters[one], characters[other] = characters[other], characters[one]
+    if draw(st.booleans()):
+        moved = characters.pop(draw(st.sampled_from(places)))
+        characters.insert(draw(st.integers(0, len(characters))), moved)
+    return model, "".join(characters).encode()
+
+
 _COUNTS = st.sampled_from([1, 2, 3, MOST] * 3 + [0, MOST + 1])
 
 
@@ -429,6 +450,57 @@ def test_json_is_read_as_the_standard_library_reads_it(examples: int) -> None:
         expect(JSON, request[1], request[0], oracle_json(request[1], request[0]))
 
     run()
+
+
+ONE = signature(1)  # [] and [1] look alike without their numbers
+
+
+@each_length
+def test_no_structure_but_the_right_one_is_taken_for_it(examples: int) -> None:
+    @properties(examples)
+    @given(rearranged())
+    @example((ONE, b'{"data":[[1],[]]}'))
+    @example((ONE, b'{"data":[[1],[[]]]}'))
+    @example((ONE, b'{"data":[[],[1]]}'))
+    @example((ONE, b'{"data":[[]]}'))
+    @example((ONE, b'{"data":[[1],[2]]}'))
+    @example((TABLE, b'{"data":[[1,2],[3,4,5,6]]}'))
+    @example((TABLE, b'{"data":[[1,[],2],[3,4,5]]}'))
+    @example((TABLE, b'{"data":[[1,2,3],4]}'))
+    @example((TABLE, b'{"da[[1,2,3]]ta":1}'))
+    @example((TABLE, b'{"da[[,,]]ta":1}'))
+    @example((TABLE, b'{"da-ta":[[1,2,3]]}'))
+    @example((TABLE, b'{"data":[[1,2,3]],"probabilitis":true}'))
+    @example((TABLE, b'{"data":7,"probabilities[[1,2,3]]":true}'))
+    @example((TABLE, b'{"probabilities":true,"data":[[1,2,3]]}'))
+    @example((TABLE, b'{"probabilities":[[1,2,3]],"data":true}'))
+    @example((TABLE, b'{"data":[[1,2,3]],"data":[[1,2,3]]}'))
+    @example((TABLE, b'{"images":[[1,2,3]]}'))
+    @example((TABLE, b'{"data":[[1,2,1e39]]}'))
+    @example((TABLE, b'{"data":[[1,2,"3"]]}'))
+    @example((TABLE, b'{"data":[[1,2,{"":3}]]}'))
+    @example((TABLE, b'{"data":[[1,2,18446744073709551616]]}'))
+    @example((IMAGE, b'{"data":[[[[1,2],[3,4],[5,6]]]]}'))
+    @example((IMAGE, b'{"images":[[[1,2,3]],[[4,5,6]]]}'))
+    def run(request: tuple[Signature, bytes]) -> None:
+        expect(JSON, request[1], request[0], oracle_json(request[1], request[0]))
+
+    run()
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b'{"images":[[]],"images":[[1,2,3]]}', "DUPLICATE_KEY"),
+        (b'{"images":[[1,2,3]],"probabilities":[1]}', "BAD_DTYPE"),
+        (b'{"imag es":[[1,2,3]]}', "BAD_FIELD"),
+        (b'{"images":[[1,2,3]]}', "BAD_FIELD"),
+        (b'{"data":[[1,2,3]],"probabilities":true,"data":[[1,2,3]]}', "DUPLICATE_KEY"),
+        (b'{"data":[[1,2,3],[1,2,3],[1,2,3],[1,2,3],[1,2,3]]}', "TOO_MANY_INSTANCES"),
+    ],
+)
+def test_a_body_that_looks_right_at_its_ends_is_refused_for_what_is_between_them(body: bytes, code: str) -> None:
+    assert found(JSON, body, TABLE) == code
 
 
 @each_length

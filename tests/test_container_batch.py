@@ -54,7 +54,9 @@ def test_h41_execution_parameters_keep_sagemakers_rule_however_many_workers_ther
     monkeypatch.setenv(environment.BATCH, "true")
     monkeypatch.setenv(environment.MAX_PAYLOAD, payload)
     limits = ServeSettings.from_environment().limits
+    serving_models.write_model(tmp_path)
     app = Application(lambda: Predictor.load(tmp_path), workers=24, limits=limits)
+    asyncio.run(app.open())
     document = json.loads(asyncio.run(call(app, "GET", "/execution-parameters"))[2])
     assert (document["MaxConcurrentTransforms"], document["MaxPayloadInMB"]) == expected
     assert document["MaxConcurrentTransforms"] * document["MaxPayloadInMB"] <= 100
@@ -80,7 +82,7 @@ def test_h40_one_bad_record_is_400_with_its_line(server: Server) -> None:
     assert f"csv: line {good.count(10) + 2}" in reply.body.decode()
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "BREW"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "TRACE"])
 def test_h41_execution_parameters_by_another_method_are_405(server: Server, method: str) -> None:
     reply = server.ask(method, "/execution-parameters")
     assert (reply.status, reply.headers["allow"]) == (405, "GET")

@@ -283,6 +283,42 @@ def test_d18_data_is_shown_as_staying_and_stays(deployed: Settings) -> None:
     assert destroy_azure(deployed, True, ask, silent) == state(deployed) == []
 
 
+LOCKED = """#!/bin/sh
+[ "$1" = plan ] || exec "$(dirname "$0")/terraform" "$@"
+cat >&2 <<END
+Error: Error acquiring the state lock
+
+Error message: resource temporarily unavailable
+Lock Info:
+  ID:        9c1b
+  Path:      ../trial.tfstate
+  Operation: OperationTypeApply
+  Who:       ada@build
+  Version:   1.9.8
+  Created:   2026-11-20 09:30:00 +0000 UTC
+  Info:
+END
+exit 1
+"""
+
+
+def test_d8_a_locked_state_names_its_owner_and_nothing_goes(
+    deployed: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binary = tmp_path / "locked"
+    binary.write_text(LOCKED)
+    binary.chmod(0o755)
+    monkeypatch.setenv("TERRAFORM_BINARY_NAME", str(binary))
+    with pytest.raises(FerryError) as caught:
+        destroy_azure(deployed, True, agree, silent)
+    assert str(caught.value).startswith("BUSY the Terraform state of ")
+    assert "OperationTypeApply by ada@build since 2026-11-20 09:30:00 +0000 UTC, lock id 9c1b. Wait" in str(
+        caught.value
+    )
+    assert caught.value.exit_code == 1
+    assert set(state(deployed)) == {each.address for each in STACK}
+
+
 def test_an_imported_group_leaves_the_state_and_is_not_deleted(deployed: Settings) -> None:
     imported = deployed.azure.model_copy(update={"import_resource_group": True})
     settings = deployed.model_copy(update={"azure": imported})
@@ -418,13 +454,16 @@ def test_d18_what_stays_by_intent_is_listed_with_0_and_what_nobody_agreed_to_end
 
 
 @pytest.mark.parametrize("status", ["UPDATE_IN_PROGRESS", "UPDATE_ROLLBACK_IN_PROGRESS"])
-def test_a_stack_that_cloudformation_works_on_is_waited_for_by_the_caller(
+def test_d8_a_stack_that_cloudformation_works_on_is_waited_for_by_the_caller(
     status: str, account: tuple[Settings, Path]
 ) -> None:
     settings, path = account
     set_status(settings, "training", status)
-    with pytest.raises(Refused, match=rf"Training is {status}.*wait until it ended"):
+    with pytest.raises(
+        FerryError, match=rf"BUSY stack {settings.stack('training')}: {status}; since .*run it again"
+    ) as caught:
         destroy_aws(settings, path, False, agree, silent)
+    assert caught.value.exit_code == 1
 
 
 def test_serving_stacks_without_a_release_are_refused_with_the_way_out(account: tuple[Settings, Path]) -> None:

@@ -22,7 +22,7 @@ from model_code.inference.errors import DeadlineExceeded
 from model_code.inference.predictor import Predictor
 from model_code.inference.respond import respond, respond_together
 from tests import serving_models
-from tests.asgi import call, started
+from tests.asgi import call
 
 TOGETHER = 16
 IMAGES = np.random.default_rng(5).normal(size=(40, 1, 28, 28)).astype(np.float32)
@@ -133,22 +133,20 @@ def test_the_worker_answers_what_waits_with_one_inference(tmp_path: Path) -> Non
 
     async def scenario() -> list[tuple[int, dict[str, str], bytes]]:
         app = Application(load, dynamic_batch=TOGETHER)
-        async with started(app):
-            (predictor,) = loaded
-            predictor.batches.clear()
-            predictor.entered.clear()
-            predictor.gate.clear()
-            first = asyncio.create_task(call(app, "POST", "/invocations", body(IMAGES[:1])))
-            await asyncio.to_thread(predictor.entered.wait)
-            others = [
-                asyncio.create_task(call(app, "POST", "/invocations", body(IMAGES[n : n + 1]))) for n in range(1, 6)
-            ]
-            while app._pending < 6:
-                await asyncio.sleep(0.01)
-            predictor.gate.set()
-            answers = await asyncio.gather(first, *others)
-            assert predictor.batches == [1, 5]
-            return answers
+        await app.open()
+        (predictor,) = loaded
+        predictor.batches.clear()
+        predictor.entered.clear()
+        predictor.gate.clear()
+        first = asyncio.create_task(call(app, "POST", "/invocations", body(IMAGES[:1])))
+        await asyncio.to_thread(predictor.entered.wait)
+        others = [asyncio.create_task(call(app, "POST", "/invocations", body(IMAGES[n : n + 1]))) for n in range(1, 6)]
+        while app._pending < 6:
+            await asyncio.sleep(0.01)
+        predictor.gate.set()
+        answers = await asyncio.gather(first, *others)
+        assert predictor.batches == [1, 5]
+        return answers
 
     answers = asyncio.run(scenario())
     alone = Predictor.load(tmp_path)
@@ -214,6 +212,5 @@ def test_whoever_has_an_answer_may_unload_the_model_nothing_refers_to_it_any_mor
         del model
         assert watched() is None
         goes_on.set()
-        await loop.run_in_executor(None, inferences.close)
 
     asyncio.run(scenario())

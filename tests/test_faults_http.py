@@ -400,11 +400,18 @@ def test_h29_headers_that_a_platform_may_add_change_nothing(images: Doors, door:
 # Methods and paths
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "TRACE", "PATCH", "OPTIONS", "BREW", "post"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "TRACE", "PATCH", "OPTIONS", "QUERY"])
 def test_h26_the_container_answers_another_method_with_405_and_what_is_allowed(images: Doors, method: str) -> None:
     reply = send(images.serve, method, "/invocations")
     assert (reply.status, reply.headers["allow"]) == (405, "POST")
     assert method == "HEAD" or refusal(reply) == (405, "METHOD_NOT_ALLOWED")
+
+
+@pytest.mark.parametrize("method", ["BREW", "post", "P\tOST"])
+def test_h26_a_method_that_http_does_not_have_is_400(images: Doors, method: str) -> None:
+    reply = images.serve.tell(f"{method} /invocations HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+    assert reply.startswith(b"HTTP/1.1 400")
+    assert b'"BAD_HTTP"' in reply
 
 
 @pytest.mark.parametrize("path", ["/ping", "/execution-parameters", "/openapi.json"])

@@ -95,6 +95,14 @@ NO_TOML = {
     "two hundred brackets": (b"a = " + b"[" * 200 + b"]" * 200, ": a.0.0.0.0.0.0.0.0: tables lie deeper"),
     "a key of 100,000 parts": (b"\n" + b"a." * 100_000 + b"a = 1", ":2: a key of more parts than any setting has: 'a.a."),
     "a number of 200,000 digits": (b"a = " + b"9" * 200_000, ": not TOML: Exceeds the limit (4300 digits)"),
+    "a text of 200,000 characters": (
+        DEV.replace('"ml-platform"', f'"{"a+" * 100_000}"').encode(),
+        ": tags.owner: a text of 200,000 characters; allowed: at most 4,096",
+    ),
+    "a name of 200,000 characters": (
+        f'{DEV}"{"a+" * 100_000}" = "x"\n'.encode(),
+        ": tags: a text of 200,000 characters; allowed: at most 4,096",
+    ),
     "a number that cannot be written": (
         f"{DEV}\n[hosting]\ninstance_count = 0x{'f' * 20_000}\n".encode(),
         ": hosting.instance_count: found a number of 80,000 bits; ",
@@ -181,6 +189,12 @@ def test_c2_an_unknown_key_is_refused_with_the_nearest_one(
     assert f"{path}: {complaint}" in said(str(path))
 
 
+def test_c2_a_thousand_unknown_keys_are_ten_complaints(dev: Dev, said: Said) -> None:
+    message = said(str(dev("", "\n".join(f"[unknown{number}]" for number in range(1000)))))
+    assert message.count("unknown key") == 10
+    assert message.rstrip().endswith("and 990 more")
+
+
 # C4, C5, C7, C8: values that no cloud would take.
 
 
@@ -249,6 +263,9 @@ def test_c4_c5_the_lists_of_names_are_those_of_the_sdk() -> None:
     ("", "[hosting.async_inference]\ninvocation_timeout_seconds = 3601", "hosting.async_inference.invocation_timeout_seconds: found 3601; "),
     ("", "[hosting]\nhealth_check_timeout_seconds = 3601", "hosting.health_check_timeout_seconds: found 3601; "),
     ("", "[hosting.rollout]\nstrategy = 'canary'\nwait_seconds = 3600", "its steps wait 3720 s together"),
+    ("", "[training]\nschedule = 'rate(0 days)'", "training.schedule: found 'rate(0 days)'; "),
+    ("", "[training]\nschedule = 'rate(seven days)'", "training.schedule: found 'rate(seven days)'; "),
+    ("", "[training]\nschedule = 'cron(0 3 * *)'", "training.schedule: found 'cron(0 3 * *)'; "),
     ("amount = 50.0", "amount = inf", "azure.budget.amount: found inf; Input should be a finite number"),
     ("gate = 0.98", "gate = nan", "datasets.mnist.gate: found nan; Input should be a finite number"),
     ("[model]", "build_dir = ''\n[model]", "build_dir is '', the repository or a folder around it"),
@@ -290,9 +307,28 @@ SECRETS = {
     "eyJhbGciOiJub25lIn0.eyJzdWIiOiJub2JvZHkifQ.": "a JSON Web Token",
     "Bearer bm90LWEtdG9rZW4": "an access token",
     "ghp_0123456789abcdefghijABCDEFGHIJ012345": "an access token",
+    f"{'bm90YWtleQ' * 8}bm90YQ==": "an account key of Azure",
+    "sig=bm90IGEgc2lnbmF0dXJl&se=2030-01-01": "a shared access signature",
+    "https://f.azurewebsites.net/api/classify?code=bm90LWEta2V5LWF0LWFsbA==": "a key of a service of Azure",
+    "bm90LWEta2V5LWF0LWFsbC1ub3QtYS1rZXkAzFuAbCdEf==": "a key of a service of Azure",
+    "https://hooks.slack.com/services/T0000/B0000/bm90YWtleQ": "an access token",
+    "xapp-1-A0000-0000-bm90YWtleQ": "an access token",
+    "glrt-bm90YWtleW5vdGFrZXlu": "an access token",
+    "npm_bm90YWtleW5vdGFrZXlub3Rha2V5bm90": "an access token",
+    "pypi-bm90YWtleW5vdGFrZXlub3Rha2V5bm90": "an access token",
+    "AIzabm90YWtleW5vdGFrZXlub3Rha2V5bm90YWt": "an access token",
+    "rk_live_bm90YWtleW5vdGFrZXk": "an access token",
+    "SG.bm90YWtleW5vdGFrZXk.bm90YWtleW5vdGFrZXk": "an access token",
+    "hvs.bm90YWtleW5vdGFrZXlub3Q": "an access token",
+    "IQoJb3JpZ2lubm90YWtleW5vdGFrZXlub3Rha2V5bm90YWtleW5vdGFrZXk": "an access token",
+    "Authorization: Basic bm9ib2R5": "an access token",
+    "https://bm90YWtleW5vdGFrZXlub3Q@github.com/x": "an address with a password",
     "postgres://reader:hunter22@db.example.com/x": "an address with a password",
     "password=hunter22": "a password",
     "PWD : hunter22": "a password",
+    "dbPassword=hunter22": "a password",
+    "{'api_key': 'hunter22'}": "a password",
+    "--password hunter22": "a password",
 }
 PLACES = {
     "a tag": ('owner = "ml-platform"', 'owner = "{}"', "tags.owner"),
@@ -313,11 +349,16 @@ def test_c9_a_secret_is_refused_and_never_shown(dev: Dev, said: Said, secret: st
     else:
         assert f": {key}: found what looks like {SECRETS[secret]} ({len(parsed)} characters, not shown)" in message
     for part in parsed.split():
-        assert part not in message or part in ("PRIVATE", "KEY", "OPENSSH", ":")
+        assert part not in message or part in ("PRIVATE", "KEY", "OPENSSH", ":", "Basic")
 
 
 @pytest.mark.parametrize(
-    "line", ['db_password = "tr0ub4dor"', 'apiKey = "tr0ub4dor"', '"team:token" = "tr0ub4dor"', 'SECRET = "tr0ub4dor"']
+    "line",
+    [
+        *('db_password = "tr0ub4dor"', 'apiKey = "tr0ub4dor"', '"team:token" = "tr0ub4dor"', 'SECRET = "tr0ub4dor"'),
+        *('dbPassword = "tr0ub4dor"', 'wandbApiKey = "tr0ub4dor"', 'password1 = "tr0ub4dor"', 'DB_PASS = "tr0ub4dor"'),
+        *('connection_string = "tr0ub4dor"', 'storageKey = "tr0ub4dor"', 'signing-key = "tr0ub4dor"'),
+    ],
 )
 def test_c9_a_name_that_promises_a_secret_is_enough(dev: Dev, said: Said, line: str) -> None:
     for old in ('owner = "ml-platform"', 'epochs = "1"'):
@@ -328,9 +369,12 @@ def test_c9_a_name_that_promises_a_secret_is_enough(dev: Dev, said: Said, line: 
 
 def test_c9_what_only_resembles_a_secret_is_taken(dev: Dev) -> None:
     kept = {"max_tokens": "512", "monkey": "chimp", "tokenizer": "bpe", "digest": "5e" * 32, "commit": "3c" * 20}
+    kept |= {"key": "1", "sort_key": "a", "compass": "n", "n_pass": "2", "numTokens": "5", "bucket": "s3://b/a@b:c"}
+    kept |= {"code": "https://example.com/?code=7", "note": "basic training", "nested": '{"token_count": 3}'}
+    kept = {name: value.replace('"', '\\"') for name, value in kept.items()}
     lines = ", ".join(f'{name} = "{value}"' for name, value in kept.items())
     settings = load_settings(str(dev('hyperparameters = { epochs = "1" }', f"hyperparameters = {{ {lines} }}")))
-    assert settings.datasets["mnist"].hyperparameters == kept
+    assert settings.datasets["mnist"].hyperparameters == {n: v.replace('\\"', '"') for n, v in kept.items()}
 
 
 # C10: the environment.

@@ -36,7 +36,7 @@ from model_code.training.errors import BadConfiguration, BadData, Diverged
 from model_code.training.evaluate import score
 from model_code.training.hyperparameters import parse_hyperparameters
 from model_code.training.job import Job, run
-from model_code.training.launcher import World
+from model_code.training.launcher import Hosts, World
 from model_code.training.mnist.data import read_channel
 from model_code.training.torch_loop import LoopHyperparameters, Recipe, choose_device, fit
 from model_code.training.trained import INPUT_NAME, OPSET, OUTPUT_NAME, TrainedModel
@@ -223,6 +223,12 @@ def test_t12_a_rank_that_cannot_be_is_refused_and_waits_for_nobody(
         BadConfiguration, match=f"^RANK: found {rank}, WORLD_SIZE {size}, LOCAL_RANK {local_rank}; allowed: "
     ):
         World.from_environment()
+
+
+@pytest.mark.parametrize("names", [["a", "a"], ["a", "b", "a"], ["a", ""]])
+def test_t12_hosts_of_one_name_or_of_none_are_refused_and_wait_for_nobody(names: list[str]) -> None:
+    with pytest.raises(BadConfiguration, match=r"^resourceconfig\.json: hosts: found .*; allowed: "):
+        Hosts.parse({"hosts": names, "current_host": "a"}, "resourceconfig.json")
 
 
 # T13: a training that diverges.

@@ -7,11 +7,13 @@ import importlib.util
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,7 +48,19 @@ class Invocation(func.Context):
 
 
 def import_app(source: Path = SOURCE) -> ModuleType:
-    """function_app.py as a fresh worker imports it."""
+    """function_app.py as a fresh worker imports it, once its load has ended: no test leaves a thread that reads its files."""
+    module = start_app(source)
+    for thread in loads():
+        thread.join()
+    return module
+
+
+def loads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "load"]
+
+
+def start_app(source: Path = SOURCE) -> ModuleType:
+    """As `import_app`, while the model may still be loading."""
     spec = importlib.util.spec_from_file_location("function_app_under_test", source)
     assert spec
     assert spec.loader
@@ -244,6 +258,64 @@ def test_the_load_of_a_model_is_one_line(
         "inference_threads": 1,
         "worker_threads": "2",
     }
+
+
+class HeldLoad:
+    """An app whose load waits for its release.json, a pipe, until `go` writes that."""
+
+    def __init__(self, model: Path) -> None:
+        self._pipe = model / "release.json"
+        self._sha256 = hashlib.sha256((model / "model.json").read_bytes()).hexdigest()
+        os.mkfifo(self._pipe)
+        self.app = start_app()
+
+    def go(self, sha256: str | None = None) -> None:
+        if loads():
+            self._pipe.write_text(json.dumps({"model_json": {"sha256": sha256 or self._sha256}}))
+        for thread in loads():
+            thread.join()
+
+
+@pytest.fixture
+def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldLoad]:
+    serving_models.write_model(tmp_path)
+    monkeypatch.setenv(environment.MODEL_DIR, str(tmp_path))
+    load = HeldLoad(tmp_path)
+    yield load
+    load.go()
+
+
+@pytest.mark.parametrize(("sha256", "status"), [(None, 200), ("0" * 64, 503)], ids=["good", "bad"])
+def test_requests_that_come_while_the_model_loads_wait_for_what_becomes_of_it(
+    held: HeldLoad, sha256: str | None, status: int
+) -> None:
+    calls = [("classify", BODY), ("classify", BODY), ("health", b""), ("openapi", b"")]
+    with ThreadPoolExecutor(len(calls)) as pool:
+        waiting = [pool.submit(call, held.app, name, body) for name, body in calls]
+        assert not wait(waiting, timeout=0.2).done
+        held.go(sha256)
+        answers = [one.result() for one in waiting]
+    assert [answer.status_code for answer in answers] == [status] * len(calls)
+    documents = [json.loads(answer.get_body()) for answer in answers]
+    if status == 200:
+        assert documents[:2] == [ANSWER, ANSWER]
+    else:
+        assert {document["error"]["code"] for document in documents} == {"NOT_READY"}
+        assert "DIGEST_MISMATCH" in documents[2]["error"]["message"]
+
+
+def test_a_request_waits_no_longer_for_the_model_than_for_its_answer(
+    held: HeldLoad, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(held.app._wait_for_the_load, "__defaults__", (0.05,))
+        patch.setattr(held.app, "_HEALTH_SECONDS", 0.05)
+        for name in ("classify", "health", "openapi"):
+            answer = call(held.app, name, BODY)
+            assert (answer.status_code, json.loads(answer.get_body())["error"]["code"]) == (503, "NOT_READY")
+        assert "being loaded" in json.loads(call(held.app, "health").get_body())["error"]["message"]
+    held.go()
+    assert json.loads(call(held.app, "classify", BODY).get_body()) == ANSWER
 
 
 def test_the_function_itself_brings_no_library_but_those_of_the_core() -> None:

@@ -1,7 +1,8 @@
 """Any `ferry` command can be killed at any moment and run again: nothing is lost, and the end is that of a run nobody disturbed.
 
 Each command runs as a process of its own, once to its end, then again and again in a fresh environment, ended right before one
-of its effects (tests/kill_points) and run again. Which effects is drawn with a fixed seed; `make test-slow` draws more of them.
+of its effects (tests/kill_points), or at some moment, and run again. Which is drawn with a fixed seed; `make test-slow` draws
+more of them.
 """
 
 import hashlib
@@ -20,13 +21,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import urllib3
 from botocore.exceptions import EndpointConnectionError
 
 from ferry import local, processes
+from ferry.doors import HttpDoor, Question, doors, request_body
 from ferry.errors import FerryError
 from ferry.release import current_release, make_release
 from ferry.steps.job import alone, mark
-from infra.settings import DATASETS_PREFIX, Settings, load_settings
+from infra.settings import DATASETS_PREFIX, ROOT, Settings, load_settings
+from model_code.inference.contract import parse_model_json
 from tests.emulated_training import Account, deploy, emulated, fresh_account, upload_images
 from tests.idx_files import digit_like, idx
 from tests.kills import Ended, run
@@ -36,12 +40,15 @@ from tests.serving_models import write_artifact
 from tests.stack_fixtures import dev_settings
 from tests.stack_fixtures import make_release as make_cloud_release
 from tests.test_batch import deployed
-from tests.test_destroy import _stand
+from tests.test_destroy import TERRAFORM, _stand, needs_terraform, write_stack
 from tests.test_image import _ENGINE
 from tests.test_publish import ACCEPTED, PUBLISH, STATUS, deployment, write_package
 from tests.test_registry import register
 
 Check = Callable[[Account, Path], None]
+# What a command that cleans up after SIGTERM ends with, and what the system makes of it for one that has nothing to clean up.
+ENDS: dict[int, tuple[int, ...]] = {signal.SIGINT: (130,), signal.SIGTERM: (130, -signal.SIGTERM)}
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
 def silent(_: str) -> None:
@@ -190,6 +197,11 @@ def both_doors(account: Account, folder: Path) -> None:
     (folder / "one.json").write_text(json.dumps({"data": np.zeros((1, 1, 28, 28)).tolist()}))
 
 
+def doors_of_an_earlier_release(account: Account, folder: Path) -> None:
+    both_doors(account, folder)
+    make_release(account.settings, str(folder / "second.tar.gz"), silent)
+
+
 def doors_down(account: Account, folder: Path) -> None:
     local.down(account.settings, silent)
 
@@ -225,6 +237,13 @@ COMMANDS = {
     ),
     "local up": Command(lambda folder: ["local", "up", "emulator"], account=own_ports, cleanup=all_down),
     "local down": Command(lambda folder: ["local", "down"], emulator_up, account=own_ports, cleanup=all_down),
+    "local up with another release": Command(
+        lambda folder: ["local", "up", "sagemaker", "azure"],
+        doors_of_an_earlier_release,
+        whole_release,
+        cleanup=doors_down,
+        kills=4,
+    ),
     "train --local": Command(
         lambda folder: ["train", "--local", "--parameter", "Gate=0.1"],
         images_and_pipeline,
@@ -247,7 +266,8 @@ _RESULTS = ("release/*", "package/*.zip", "data/*/*/*", "batch/*/request.json")
 def result(account: Account, folder: Path, ended: Ended) -> dict[str, str]:
     """What a command came to, where its environment's name, its folder, and what the emulator draws are left out."""
     settings = account.settings
-    found: dict[str, bytes] = {"": str(ended.code).encode()}
+    served = local.status(settings)["release_id"]
+    found: dict[str, bytes] = {"": str(ended.code).encode(), "served": str(served).encode()}
     for bucket in _buckets(account):
         for key in account.keys(bucket):
             found[f"{bucket}/{key}"] = account.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
@@ -307,9 +327,10 @@ def _anonymous(text: str, account: Account, folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A command that nobody killed: its effects, and what it came to."""
+    """A command that nobody killed: its effects, how long it took, and what it came to."""
 
     effects: list[str]
+    seconds: float
     result: dict[str, str]
 
 
@@ -331,7 +352,7 @@ def _run_undisturbed(name: str, emulator: Settings, folder: Path) -> Undisturbed
     assert ended.code == 0, ended.printed + ended.errors
     found = result(account, folder, ended)
     command.cleanup(account, folder)
-    return Undisturbed(ended.effects, found)
+    return Undisturbed(ended.effects, ended.seconds, found)
 
 
 def _prepared(command: Command, emulator: Settings, folder: Path) -> Account:
@@ -340,14 +361,14 @@ def _prepared(command: Command, emulator: Settings, folder: Path) -> Account:
     return account
 
 
-def kill_and_repeat(name: str, whole: Undisturbed, emulator: Settings, folder: Path, before: int, **how: Any) -> Ended:
-    """End the command before one of its effects, look at what is left, run it again; returns how it ended the first time."""
+def kill_and_repeat(name: str, whole: Undisturbed, emulator: Settings, folder: Path, **how: Any) -> Ended:
+    """End the command as `how` tells `run`, look at what is left, run it again; returns how it ended the first time."""
     command = COMMANDS[name]
     folder.mkdir()
     account = _prepared(command, emulator, folder)
     variables = command.variables(folder)
-    killed = run(account.settings_path, command.arguments(folder), folder, before=before, variables=variables, **how)
-    where = f"{name} before {before} of {len(whole.effects)}: {killed.effects[-1:]}"
+    killed = run(account.settings_path, command.arguments(folder), folder, variables=variables, **how)
+    where = f"{name}, {how}, {len(killed.effects)} of {len(whole.effects)}: {killed.effects[-1:]}"
     try:
         command.invariant(account, folder)
         again = run(account.settings_path, command.arguments(folder), folder, variables=variables)
@@ -365,11 +386,30 @@ def drawn(name: str, effects: list[str], count: int) -> list[int]:
     return [min(len(effects), 1 + int(size * (part + chosen.random()))) for part in range(count)]
 
 
+def moments(name: str, seconds: float, count: int) -> list[float]:
+    """Seconds after the start of something that takes `seconds`, spread over all of it like `drawn`."""
+    chosen = random.Random(f"{name}, moments")
+    return [seconds * (part + chosen.random()) / count for part in range(count)]
+
+
+def ended_at_moments(name: str, count: int, emulator: Settings, folder: Path) -> None:
+    """End a command at so many moments, with one signal after the other, to the process alone and to its group in turn."""
+    whole = undisturbed(name, emulator, folder / "whole")
+    for turn, after in enumerate(moments(name, whole.seconds, count)):
+        number, whom = SIGNALS[turn % len(SIGNALS)], ("self", "group")[turn // len(SIGNALS) % 2]
+        ended = kill_and_repeat(name, whole, emulator, folder / f"{turn}", after=after, number=number, whom=whom)
+        where = f"{name}, {number.name} after {after:.2f} s of {whole.seconds:.2f}: {ended.code}\n{ended.errors}"
+        # It may have come to its end before; and before its first line has run, it is the interpreter that ends.
+        assert ended.code in (0, -number, *ENDS.get(number, ())), where
+        assert "Traceback" not in ended.errors or ended.code == -number, where
+
+
 @pytest.mark.parametrize("name", ["data upload"])
 def test_d5_a_command_that_was_killed_is_run_again(name: str, emulator: Settings, tmp_path: Path) -> None:
     whole = undisturbed(name, emulator, tmp_path / "whole")
     for before in drawn(name, whole.effects, 1):
-        assert kill_and_repeat(name, whole, emulator, tmp_path / str(before), before).code == -signal.SIGKILL
+        killed = kill_and_repeat(name, whole, emulator, tmp_path / str(before), before=before)
+        assert killed.code == -signal.SIGKILL
 
 
 @pytest.mark.slow
@@ -380,7 +420,8 @@ def test_d5_a_command_that_was_killed_at_any_of_its_effects_is_run_again(
     whole = undisturbed(name, emulator, tmp_path / "whole")
     for turn, before in enumerate(drawn(name, whole.effects, COMMANDS[name].kills)):
         # In turn the process alone, and with all of its group that it did not start in a session of its own.
-        killed = kill_and_repeat(name, whole, emulator, tmp_path / f"{turn}", before, whom=("self", "group")[turn % 2])
+        whom = ("self", "group")[turn % 2]
+        killed = kill_and_repeat(name, whole, emulator, tmp_path / f"{turn}", before=before, whom=whom)
         # How often a command looks whether something has ended is up to the machine.
         assert killed.code == -signal.SIGKILL or len(killed.effects) < before
 
@@ -389,7 +430,7 @@ def interrupted(name: str, number: signal.Signals, emulator: Settings, folder: P
     whole = undisturbed(name, emulator, folder / "whole")
     # The first effects are those of the interpreter; what a command does comes later.
     for turn, before in enumerate(drawn(f"{name}{number}", whole.effects, parts)):
-        ended = kill_and_repeat(name, whole, emulator, folder / f"{turn}", before, number=number)
+        ended = kill_and_repeat(name, whole, emulator, folder / f"{turn}", before=before, number=number)
         where = f"{name}, {number.name} before {before} of {len(whole.effects)}: {ended.effects[-1:]}\n{ended.errors}"
         assert ended.code in ENDS[number], where
         if ended.code == 130:
@@ -454,14 +495,14 @@ upload(Path(sys.argv[1]), sys.argv[2], SignedIn(), print)
 """
 
 
-def _publish(folder: Path, number: int) -> tuple[Ended, Server, bytes]:
-    """`ferry publish azure` against a deployment service that this test plays, killed before effect `number`, then again."""
+def _publish(folder: Path, before: int, number: signal.Signals = signal.SIGKILL) -> tuple[Ended, Server, bytes]:
+    """`ferry publish azure` against a deployment service that this test plays, ended before its effect `before`, then again."""
     folder.mkdir()
     package = write_package(folder, make_cloud_release(dev_settings()))
     program: Sequence[str] = [sys.executable, "-c", _PUBLISH_SCRIPT]
     with scripted({PUBLISH: [ACCEPTED], STATUS: [deployment(2), deployment(4)]}) as server:
-        first = run(folder, [str(package), server.url], folder, before=number, program=program)
-        if number:
+        first = run(folder, [str(package), server.url], folder, before=before, number=number, program=program)
+        if before:
             again = run(folder, [str(package), server.url], folder, program=program)
             assert again.code == 0, again.errors
     return first, server, package.read_bytes()
@@ -471,43 +512,139 @@ def _publish(folder: Path, number: int) -> tuple[Ended, Server, bytes]:
 def test_d5_an_upload_to_azure_that_was_killed_is_run_again_and_arrives_whole(tmp_path: Path) -> None:
     whole, server, content = _publish(tmp_path / "whole", 0)
     assert whole.code == 0, whole.errors
-    for number in range(1, len(whole.effects) + 1):
-        killed, server, content = _publish(tmp_path / str(number), number)
-        assert killed.code == -signal.SIGKILL
+    for before in range(1, len(whole.effects) + 1):
+        number = SIGNALS[before % len(SIGNALS)]
+        ended, server, content = _publish(tmp_path / str(before), before, number)
+        assert ended.code == -number
         assert [request.body for request in server.asked if request.method == "POST"][-1] == content
 
 
-@pytest.mark.slow
-def test_d5_a_demo_that_was_killed_is_run_again(tmp_path: Path) -> None:
-    def demo(folder: Path, account: Account, before: int = 0) -> Ended:
-        arguments = ["demo", "--data", "digits", "--output", str(folder / "demo")]
-        return run(account.settings_path, arguments, folder, before=before)
-
-    def report(folder: Path) -> dict[str, Any]:
-        document = json.loads((folder / "demo" / "report.json").read_bytes())
-        return {name: document[name] for name in ("accuracy", "aws", "release_id", "problems", "examples")}
-
-    folders = [tmp_path / name for name in ("whole", "0", "1", "2")]
-    for folder in folders:
+def _destroy_azure(folder: Path, **how: Any) -> Ended:
+    """`ferry destroy azure` over a small stack in the state of a real Terraform, applied where there is none yet."""
+    path = folder / "trial.toml"
+    output = folder / "cdktf.out"
+    if not path.exists():
         folder.mkdir()
-    account = own_ports(load_settings(), folders[0])
-    whole = demo(folders[0], account)
-    assert whole.code == 0, whole.printed + whole.errors
-    for folder, before in zip(folders[1:], drawn("demo", whole.effects, 3), strict=True):
-        account = own_ports(load_settings(), folder)
-        killed = demo(folder, account, before)
-        try:
-            assert killed.code == -signal.SIGKILL or len(killed.effects) < before
-            again = demo(folder, account)
-            assert again.code == 0, f"{killed.effects[-1:]}\n{again.printed}{again.errors}"
-            assert report(folder)["release_id"] == report(folders[0])["release_id"]
-            assert report(folder)["accuracy"] == report(folders[0])["accuracy"]
-        finally:
-            all_down(account, folder)
+        text = (ROOT / "config" / "dev.toml").read_text()
+        path.write_text(f'environment = "dev"\nbuild_dir = "{folder / "build"}"\n{text}')
+        stack = output / "stacks" / load_settings(str(path)).stack("azure")
+        write_stack(stack)
+        for arguments in (["init"], ["apply", "-auto-approve"]):
+            assert TERRAFORM is not None
+            subprocess.run([TERRAFORM, *arguments, "-input=false"], cwd=stack, check=True, capture_output=True)
+    variables = {"CDKTF_OUTDIR": str(output)}
+    return run(path, ["destroy", "azure", "--yes"], folder, variables=variables, **how)
 
 
-# What a command that cleans up after SIGTERM ends with, and what the system makes of it for one that has nothing to clean up.
-ENDS = {signal.SIGINT: (130,), signal.SIGTERM: (130, -signal.SIGTERM)}
+@pytest.mark.slow
+@needs_terraform
+def test_d5_d18_a_destruction_on_azure_that_was_ended_at_any_moment_is_run_again(tmp_path: Path) -> None:
+    whole = _destroy_azure(tmp_path / "whole")
+    assert whole.code == 0, whole.errors
+    effects, times = drawn("destroy azure", whole.effects, 6), moments("destroy azure", whole.seconds, 6)
+    ways: list[dict[str, Any]] = [*({"before": each} for each in effects), *({"after": each} for each in times)]
+    for turn, how in enumerate(ways):
+        number, folder = SIGNALS[turn % len(SIGNALS)], tmp_path / str(turn)
+        ended = _destroy_azure(folder, number=number, **how)
+        where = f"{number.name} {how} of {whole.seconds:.1f} s: {ended.effects[-1:]}\n{ended.errors}"
+        assert ended.code in (0, -number, *ENDS.get(number, ())), where
+        again = _destroy_azure(folder)
+        assert again.code == 0, f"{where}\n{again.printed}{again.errors}"
+        state = json.loads((folder / "cdktf.out" / "stacks" / "trial.tfstate").read_bytes())
+        assert state["resources"] == [], where
+
+
+def demo(folder: Path, **how: Any) -> tuple[Settings, Ended]:
+    """`ferry demo` in an environment below `folder`, which is made the first time."""
+    path = folder / "trial.toml"
+    if not path.exists():
+        write_settings(folder, digits_epochs=6)
+    arguments = ["demo", "--data", "digits", "--output", str(folder / "demo")]
+    return load_settings(str(path)), run(path, arguments, folder, **how)
+
+
+def demo_report(folder: Path) -> dict[str, Any]:
+    document = json.loads((folder / "demo" / "report.json").read_bytes())
+    return {name: document[name] for name in ("accuracy", "aws", "release_id", "problems", "examples")}
+
+
+@pytest.fixture(scope="module")
+def whole_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, dict[str, Any]]:
+    """A demo that nobody ended, and its report."""
+    folder = tmp_path_factory.mktemp("demo")
+    _, ended = demo(folder)
+    assert ended.code == 0, ended.printed + ended.errors
+    return ended, demo_report(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("turn", range(9))
+def test_d5_a_demo_that_was_ended_at_any_moment_is_run_again(
+    turn: int, whole_demo: tuple[Ended, dict[str, Any]], tmp_path: Path
+) -> None:
+    whole, report = whole_demo
+    number = SIGNALS[turn % len(SIGNALS)]
+    how: dict[str, Any] = {"before": drawn("demo", whole.effects, 9)[turn]}
+    if turn % 2:
+        how = {"after": moments("demo", whole.seconds, 9)[turn]}
+    settings, ended = demo(tmp_path, number=number, **how)
+    where = f"{number.name} {how} of {whole.seconds:.1f} s, {len(ended.effects)} of {len(whole.effects)}: {ended.effects[-1:]}"
+    try:
+        assert ended.code in (0, -number, *ENDS.get(number, ())), f"{where}\n{ended.errors}"
+        if ended.code == 130:
+            assert "interrupted; the same command can be run again" in ended.errors.splitlines()[-1], where
+            assert local.status(settings)["pids"] == {"emulator": [], "sagemaker": [], "azure": []}, where
+        _, again = demo(tmp_path)
+        assert again.code == 0, f"{where}\n{again.printed}{again.errors}"
+        assert demo_report(tmp_path) == report, where
+    finally:
+        all_down(Account(settings, tmp_path / "trial.toml"), tmp_path)
+
+
+def ask_the_doors(settings: Settings, body: bytes) -> list[bytes]:
+    """What both doors answer; each has to be healthy within the two seconds that SageMaker gives /ping."""
+    answers = []
+    for door in doors(settings):
+        assert isinstance(door, HttpDoor)
+        assert urllib3.request("GET", door.health, timeout=2, retries=False).status == 200
+        answers.append(door.ask(Question(body)).content)
+    return answers
+
+
+def doors_stay(names: Sequence[str], parts: int, emulator: Settings, folder: Path) -> None:
+    """End commands that make or pack another release while both doors serve; `parts` times each."""
+    account = account_of(emulator, folder)
+    both_doors(account, folder)
+    try:
+        served, members = current_release(account.settings)
+        body = request_body(parse_model_json(members["model.json"]).signature.golden.inputs)
+        before = ask_the_doors(account.settings, body)
+        commands = {
+            "release": ["release", str(folder / "second.tar.gz")],
+            "package": ["package"],
+            "rollback": ["rollback", served.release_id],
+            "local up": ["local", "up", "sagemaker", "azure"],
+        }
+        for arguments in (commands[name] for name in names):
+            for turn, after in enumerate(moments(arguments[0], 2, parts)):
+                number = SIGNALS[turn % len(SIGNALS)]
+                run(account.settings_path, arguments, folder, after=after, number=number, whom="group")
+                assert ask_the_doors(account.settings, body) == before, (
+                    f"{arguments}, {number.name} after {after:.2f} s"
+                )
+                whole_release(account, folder)
+            assert run(account.settings_path, arguments, folder).code == 0, arguments
+    finally:
+        doors_down(account, folder)
+
+
+def test_d5_doors_go_on_answering_bit_for_bit_while_commands_are_ended(emulator: Settings, tmp_path: Path) -> None:
+    doors_stay(["release"], 1, emulator, tmp_path)
+
+
+@pytest.mark.slow
+def test_d5_doors_go_on_answering_bit_for_bit_at_any_moment(emulator: Settings, tmp_path: Path) -> None:
+    doors_stay(["release", "package", "rollback", "local up"], 6, emulator, tmp_path)
 
 
 def test_d5_an_interrupted_command_ends_with_130_and_says_what_is_next(emulator: Settings, tmp_path: Path) -> None:
@@ -521,3 +658,13 @@ def test_d5_a_command_that_was_interrupted_at_any_of_its_effects_is_run_again(
     name: str, number: signal.Signals, emulator: Settings, tmp_path: Path
 ) -> None:
     interrupted(name, number, emulator, tmp_path, 3)
+
+
+def test_d5_a_command_that_was_ended_at_a_moment_is_run_again(emulator: Settings, tmp_path: Path) -> None:
+    ended_at_moments("data upload", 1, emulator, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_d5_a_command_that_was_ended_at_any_moment_is_run_again(name: str, emulator: Settings, tmp_path: Path) -> None:
+    ended_at_moments(name, 6, emulator, tmp_path)

@@ -445,6 +445,51 @@ def test_m19_what_the_operators_alone_do_not_show_ends_at_a_limit(
     assert str(tmp_path) not in str(refused.value)
 
 
+def pairs_of_rows() -> bytes:
+    """Compares every instance with every other one: nothing for a few, 3 GB and more for a full request."""
+    nodes = [
+        helper.make_node("Unsqueeze", ["flat", "one"], ["column"]),
+        helper.make_node("Unsqueeze", ["flat", "none"], ["row"]),
+        helper.make_node("Sub", ["column", "row"], ["pairs"]),
+        helper.make_node("Exp", ["pairs"], ["more"]),
+        helper.make_node("ReduceSum", ["more", "none"], ["sum_of_all"], keepdims=0),
+        helper.make_node("ReduceSum", ["sum_of_all", "one"], ["of_each"], keepdims=1),
+        helper.make_node("Mul", ["of_each", "zero"], ["nothing"]),
+        helper.make_node("Add", ["logits", "nothing"], ["sum"]),
+    ]
+    return dense(*nodes, last="sum", none=np.array([0]), one=np.array([1]), zero=np.float32(0))
+
+
+def test_m19_a_model_that_takes_all_memory_for_a_full_request_only_is_refused(tmp_path: Path) -> None:
+    folder = described(tmp_path, pairs_of_rows())
+    Predictor.load(folder)
+    with pytest.raises(FerryError, match=r"^MODEL_INVALID a: .* but not the 1,024 that a request may hold: .*alloc"):
+        probe_model(folder, "a", Limits(memory=2**31))
+
+
+@pytest.mark.parametrize("place", ["op_type", "domain", "initializer", "attribute", "output"])
+def test_m18_a_name_of_megabytes_does_not_fill_the_message(place: str) -> None:
+    def lengthen(model: onnx.ModelProto) -> None:
+        node, long = model.graph.node[-1], "n\n" * 2**20
+        match place:
+            case "op_type":
+                node.op_type = long
+            case "domain":
+                model.opset_import.add(domain=long, version=1)
+            case "initializer":
+                model.graph.initializer[0].name = long
+                external(model.graph.initializer[0])
+            case "attribute":
+                node.attribute.add(name=long, type=1, f=float("nan"))
+            case "output":
+                node.output[0] = long
+
+    with pytest.raises(ModelError) as refused:
+        check_model(edited(lengthen), "a")
+    assert len(str(refused.value)) < 1000
+    assert str(refused.value).isprintable()
+
+
 @pytest.mark.parametrize("empty_nodes", [pytest.param(10_000_000, id="M19-parses-to-a-gigabyte")])
 def test_m19_a_file_that_only_grows_while_it_is_parsed_ends_at_a_limit(tmp_path: Path, empty_nodes: int) -> None:
     nodes = b"\x0a\x00" * empty_nodes

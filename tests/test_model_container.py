@@ -16,13 +16,14 @@ import pytest
 from numpy.typing import NDArray
 
 from model_code import environment
+from model_code.container.readiness import Readiness
 from model_code.container.server import Application
 from model_code.container.worker import MAX_PENDING
 from model_code.inference.contract import DEADLINE_SECONDS, MAX_BODY_BYTES, Limits, model_json_bytes
 from model_code.inference.errors import ModelInvalid
 from model_code.inference.predictor import Predictor
 from tests import serving_models
-from tests.asgi import call, started
+from tests.asgi import call
 from tests.serving_processes import (
     LOOPBACK,
     SERVE,
@@ -273,15 +274,23 @@ def test_h38_before_a_model_is_loaded_ping_and_invocations_are_503(tmp_path: Pat
         assert (status, code(body)) == (503, "NOT_READY")
 
 
-def test_h38_a_worker_that_cannot_load_its_model_does_not_start() -> None:
+def test_h38_a_worker_whose_model_cannot_be_loaded_says_so_and_stays_503() -> None:
     def load() -> Predictor:
         raise ModelInvalid("changed since")
 
-    async def scenario() -> str:
-        async with started(Application(load)) as said:
-            return said
+    app = Application(load)
+    with pytest.raises(ModelInvalid, match="changed since"):
+        asyncio.run(app.open())
+    assert asyncio.run(call(app, "GET", "/ping"))[0] == 503
 
-    assert asyncio.run(scenario()) == "lifespan.startup.failed"
+
+def test_h38_ping_is_503_as_long_as_another_worker_loads_its_model(tmp_path: Path) -> None:
+    serving_models.write_model(tmp_path)
+    one, other = (Application(lambda: Predictor.load(tmp_path), readiness=mine) for mine in Readiness.of(2))
+    asyncio.run(one.open())
+    assert [asyncio.run(call(app, "GET", "/ping"))[0] for app in (one, other)] == [503, 503]
+    asyncio.run(other.open())
+    assert [asyncio.run(call(app, "GET", "/ping"))[0] for app in (one, other)] == [200, 200]
 
 
 def test_h16_a_body_that_does_not_arrive_in_time_is_408_and_ends_the_connection(tmp_path: Path) -> None:
@@ -289,10 +298,10 @@ def test_h16_a_body_that_does_not_arrive_in_time_is_408_and_ends_the_connection(
 
     async def scenario() -> tuple[int, dict[str, str], bytes]:
         app = Application(lambda: Predictor.load(tmp_path), read_seconds=0.05)
-        async with started(app):
-            slow = await call(app, "POST", "/invocations", BODY[:100], stall=True)
-            assert (await call(app, "POST", "/invocations", BODY))[0] == 200
-            return slow
+        await app.open()
+        slow = await call(app, "POST", "/invocations", BODY[:100], stall=True)
+        assert (await call(app, "POST", "/invocations", BODY))[0] == 200
+        return slow
 
     status, headers, body = asyncio.run(scenario())
     assert (status, code(body), headers["connection"]) == (408, "READ_TIMEOUT", "close")
@@ -312,13 +321,13 @@ def test_h32_past_the_queue_a_request_is_503_while_ping_and_what_waits_are_answe
 
     async def scenario() -> None:
         app = Application(lambda: Gated.load(tmp_path))
-        async with started(app):
-            waiting = [asyncio.create_task(call(app, "POST", "/invocations", BODY)) for _ in range(MAX_PENDING)]
-            await asyncio.to_thread(entered.wait)
-            refused = await call(app, "POST", "/invocations", BODY)
-            ping = await call(app, "GET", "/ping")
-            gate.set()
-            answers = await asyncio.gather(*waiting)
+        await app.open()
+        waiting = [asyncio.create_task(call(app, "POST", "/invocations", BODY)) for _ in range(MAX_PENDING)]
+        await asyncio.to_thread(entered.wait)
+        refused = await call(app, "POST", "/invocations", BODY)
+        ping = await call(app, "GET", "/ping")
+        gate.set()
+        answers = await asyncio.gather(*waiting)
         assert (refused[0], code(refused[2]), refused[1]["retry-after"]) == (503, "OVERLOADED", "1")
         assert ping[0] == 200
         assert [answer[0] for answer in answers] == [200] * MAX_PENDING
@@ -343,14 +352,14 @@ def test_h32_time_in_the_queue_counts_and_nothing_is_200_after_the_deadline(tmp_
 
     async def scenario() -> None:
         app = Application(lambda: Gated.load(tmp_path), limits=Limits(seconds=limit))
-        async with started(app):
-            late = [asyncio.create_task(call(app, "POST", "/invocations", BODY)) for _ in range(3)]
-            await asyncio.to_thread(entered.wait)
-            await asyncio.sleep(2 * limit)  # all three have arrived: their deadlines pass
-            ping = await call(app, "GET", "/ping")
-            gate.set()
-            answers = await asyncio.gather(*late)
-            good = await call(app, "POST", "/invocations", json.dumps({"data": IMAGES[:1].tolist()}).encode())
+        await app.open()
+        late = [asyncio.create_task(call(app, "POST", "/invocations", BODY)) for _ in range(3)]
+        await asyncio.to_thread(entered.wait)
+        await asyncio.sleep(2 * limit)  # all three have arrived: their deadlines pass
+        ping = await call(app, "GET", "/ping")
+        gate.set()
+        answers = await asyncio.gather(*late)
+        good = await call(app, "POST", "/invocations", json.dumps({"data": IMAGES[:1].tolist()}).encode())
         assert [(status, code(body)) for status, _, body in answers] == [(504, "DEADLINE_EXCEEDED")] * 3
         assert (ping[0], good[0]) == (200, 200)
         assert batches == [4, 2, 1]  # golden, the one that was too slow, the good one: who waited too long was not run

@@ -604,6 +604,8 @@ BAD_FIELDS: list[tuple[str, Any]] = [
     ("signature/labels", list(range(9))),
     ("signature/labels", [0] * 10),
     ("signature/labels", [0.5, *range(1, 10)]),
+    ("signature/labels", [2**63, *range(1, 10)]),
+    ("signature/labels", ["\ud800", *"123456789"]),
     ("signature/response_key", "error"),
     ("signature/response_key", "Digits"),
     ("signature/golden/inputs/data", "AAAA"),
@@ -644,6 +646,7 @@ def test_a_field_that_model_json_may_not_have_is_named_by_its_pointer(tmp_path: 
         b'{"model": NaN}',
         b'{"model": 1e400}',
         b'{"a": 1, "a": 2}',
+        b"{" + b",".join(b'"%d": 1' % key for key in [*range(200_000), 199_999]) + b"}",  # in seconds, not in minutes
         b"[" * 100_000,
         b"\xef\xbb\xbf{}",
     ],

@@ -400,7 +400,7 @@ def test_h35_a_worker_that_takes_a_dead_ones_place_has_its_models(tmp_path: Path
         endpoint.unload("model-0")
         shutil.rmtree(tmp_path / "models" / "model-1")  # it cannot come back, and must not keep the others away
         endpoint.worker().kill()
-        wait_until(lambda: server.log.read_text().count("Started worker") == 2)
+        wait_until(lambda: server.log.read_text().count("this worker is ready") == 2)
         assert [model["modelName"] for model in endpoint.list()[0]] == ["model-2"]
         assert json.loads(endpoint.invoke("model-2").body)["digits"] == answer(2)
 
@@ -449,6 +449,7 @@ def test_a_load_goes_on_to_its_end_when_sagemaker_hangs_up(tmp_path: Path) -> No
     async def scenario() -> None:
         models = table(tmp_path)
         app = MultiModelApplication(models, threads=1, limits=Limits())
+        await app.open()
         order = json.dumps({"model_name": "x", "url": str(tmp_path / "m")}).encode()
 
         async def receive() -> dict[str, Any]:

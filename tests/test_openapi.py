@@ -31,7 +31,7 @@ from model_code.inference.openapi import CONTAINER, FUNCTION, openapi_document
 from model_code.inference.predictor import Predictor
 from model_code.inference.respond import STATUS, preprocess, respond
 from tests import http_faults, serving_models
-from tests.asgi import call, started
+from tests.asgi import call
 from tests.http_faults import CSV, GREY, JPEG, JSON, LINES, NPY, PNG, as_image, as_json, as_npy
 from tests.serving_processes import LOOPBACK, START_SECONDS, Server, build_package, container, functions_host
 
@@ -279,8 +279,8 @@ def test_the_container_serves_its_document_once_the_model_is_loaded(
 
     async def before_and_after() -> list[tuple[int, dict[str, str], bytes]]:
         early = await call(app, "GET", "/openapi.json")
-        async with started(app):
-            return [early, await call(app, "GET", "/openapi.json")]
+        await app.open()
+        return [early, await call(app, "GET", "/openapi.json")]
 
     early, served = asyncio.run(before_and_after())
     assert (early[0], json.loads(early[2])["error"]["code"]) == (503, "NOT_READY")

@@ -26,7 +26,8 @@ from cryptography.x509.oid import NameOID
 from ferry import aws
 from ferry.aws_errors import explain
 from ferry.cli import main
-from ferry.preflight import BLOCKING, Check, Finding, preflight
+from ferry.cloud_states import STACKS
+from ferry.preflight import BLOCKING, Check, Finding, preflight, refusal
 from ferry.preflight_aws import aws_checks
 from ferry.preflight_azure import azure_checks
 from infra.settings import Settings, load_settings
@@ -66,17 +67,29 @@ def look(settings: Settings, *names: str, **changes: Script) -> tuple[dict[str, 
     """What the AWS checks, or those with these names, find in an account that differs from a good one in `changes`."""
     with scripted(account(settings, make_release(settings)) | changes) as server:
         reach = connect_to(server, aws.QUICK)
-        checks = aws_checks(settings, lambda given, service: aws.expect_owner(given, reach(given, service)))
+
+        def connect(given: Settings, service: str) -> Any:
+            return aws.refuse_unreadable(aws.expect_owner(given, reach(given, service)))
+
+        checks = aws_checks(settings, connect)
         return found([check for check in checks if not names or check.name in (*names, "credentials")]), server
+
+
+def exit_code(findings: dict[str, Finding]) -> int:
+    error = refusal(
+        [(Check("aws", name, lambda finding=finding: finding), finding) for name, finding in findings.items()]
+    )
+    return 0 if error is None else error.exit_code
 
 
 def verdicts(findings: dict[str, Finding]) -> dict[str, str]:
     return {name: finding.verdict for name, finding in findings.items()}
 
 
-def only(findings: dict[str, Finding], *names: str) -> str:
-    """The words of the checks that block a deployment, which have to be exactly `names`."""
+def only(findings: dict[str, Finding], *names: str, code: int = 1) -> str:
+    """The words of the checks that block a deployment, which have to be exactly `names`; the command ends with `code`."""
     assert {name for name, finding in findings.items() if finding.verdict in BLOCKING} == set(names), findings
+    assert exit_code(findings) == (code if names else 0), findings
     return " | ".join(findings[name].text for name in names)
 
 
@@ -132,7 +145,7 @@ def test_d1_no_credentials_at_all_end_in_two_and_nothing_is_asked_for_them(
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     outcome = CliRunner().invoke(main, ["--env", "dev", "preflight", "aws"])
     assert outcome.exit_code == 2
-    assert "aws   credentials      repair      no AWS credentials on this machine" in outcome.output
+    assert "aws   credentials      set up      no AWS credentials on this machine" in outcome.output
     assert "bootstrap        not checked needs credentials first" in outcome.output
 
 
@@ -146,14 +159,14 @@ def test_d1_no_credentials_at_all_end_in_two_and_nothing_is_asked_for_them(
 )
 def test_d1_credentials_that_aws_refuses_say_why(settings: Settings, code: str, words: str) -> None:
     findings, server = look(settings, GetCallerIdentity=[refuses("sts", code, "The security token is bad", 403)])
-    assert words in only(findings, "credentials")
+    assert words in only(findings, "credentials", code=2)
     assert len(server.asked) == 1
     assert findings["bootstrap"].verdict == "not checked"
 
 
 def test_d1_another_account_is_named_with_the_one_that_was_wanted(settings: Settings) -> None:
     findings, server = look(settings, GetCallerIdentity=[caller("999988887777")])
-    text = only(findings, "credentials")
+    text = only(findings, "credentials", code=2)
     assert "account 999988887777" in text
     assert "wants 111122223333" in text
     assert len(server.asked) == 1
@@ -171,7 +184,7 @@ def test_d1_only_one_cloud_signed_in_leaves_the_other_ones_checks_whole(settings
         checks = [*aws_checks(settings, connect_to(server)), *azure_checks(settings, Nobody(), base=server.url)]
         findings = {(check.cloud, check.name): finding for check, finding in preflight(checks, 30)}
     assert {finding.verdict for (cloud, _), finding in findings.items() if cloud == "aws"} == {"ok"}
-    assert findings["azure", "login"].verdict == "repair"
+    assert findings["azure", "login"].verdict == "set up"
     assert "`az login`" in findings["azure", "login"].text
     assert "\n" not in findings["azure", "login"].text
     assert findings["azure", "subscription"].verdict == "not checked"
@@ -231,16 +244,88 @@ def test_d1_a_subscription_that_nobody_names_sees_or_may_use_is_said(
 ) -> None:
     monkeypatch.setenv("TERRAFORM_BINARY_NAME", "sh")
     unnamed = packed.model_copy(update={"azure": dev_settings().azure})
-    assert "set ARM_SUBSCRIPTION_ID" in only(azure(unnamed)[0], "subscription")
+    assert "set ARM_SUBSCRIPTION_ID" in only(azure(unnamed)[0], "subscription", code=2)
     missing = {"error": {"code": "SubscriptionNotFound", "message": "The subscription could not be found."}}
-    text = only(azure(packed, subscription=Reply(404, json.dumps(missing).encode()))[0], "subscription")
+    text = only(azure(packed, subscription=Reply(404, json.dumps(missing).encode()))[0], "subscription", code=2)
     assert f"sees no subscription {SUBSCRIPTION}" in text
     assert "SubscriptionNotFound" in text
     disabled = Reply(200, json.dumps({"displayName": "Team", "state": "Disabled"}).encode())
     findings, server = azure(packed, subscription=disabled)
-    assert "Team (2222" in only(findings, "subscription")
+    assert "Team (2222" in only(findings, "subscription", code=2)
     assert findings["app"].verdict == "not checked"
     assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"AZURE_TENANT_ID": "no tenant!", "AZURE_CLIENT_SECRET": "x"}, "Invalid tenant ID"),
+        ({"AZURE_CLIENT_CERTIFICATE_PATH": "/no/such.pem"}, "/no/such.pem"),
+        ({"AZURE_AUTHORITY_HOST": "http://login.example.com", "AZURE_CLIENT_SECRET": "x"}, "invalid authority"),
+        ({"AZURE_TOKEN_CREDENTIALS": "nonsense"}, "Invalid value for AZURE_TOKEN_CREDENTIALS"),
+    ],
+)
+def test_d1_variables_that_cannot_sign_in_to_azure_are_told(
+    variables: dict[str, str], words: str, packed: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERRAFORM_BINARY_NAME", "sh")
+    for name, value in ({"AZURE_TENANT_ID": SUBSCRIPTION, "AZURE_CLIENT_ID": SUBSCRIPTION} | variables).items():
+        monkeypatch.setenv(name, value)
+    assert words in only(found(azure_checks(packed, base="http://127.0.0.1:9")), "login", code=2)
+
+
+def test_d1_a_token_of_another_tenant_is_no_sign_in(packed: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERRAFORM_BINARY_NAME", "sh")
+    refused = {"error": {"code": "InvalidAuthenticationTokenTenant", "message": "wrong issuer"}}
+    text = only(azure(packed, subscription=Reply(401, json.dumps(refused).encode()))[0], "subscription", code=2)
+    assert "InvalidAuthenticationTokenTenant" in text
+    assert "`az login --tenant <tenant>`" in text
+
+
+_CONFIGURATIONS = {
+    "an sso session that has ended": (
+        "[profile p]\nsso_session = s\nsso_account_id = 111122223333\nsso_role_name = r\n"
+        "[sso-session s]\nsso_region = eu-west-1\nsso_start_url = https://example.com/start\n",
+        "`aws sso login`",
+    ),
+    "an aws login that has ended": ("[profile p]\nlogin_session = arn:aws:iam::111122223333:user/ada\n", "aws login"),
+    "a helper that fails": ("[profile p]\ncredential_process = false\n", "no AWS credentials on this machine"),
+    "a file that is none": ("[profile p\nregion", "correct that file"),
+    "a profile that leads to none": (
+        "[profile p]\nrole_arn = arn:aws:iam::1:role/r\nsource_profile = q\n",
+        "correct that file",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", _CONFIGURATIONS)
+def test_d1_a_configuration_that_leads_to_nobody_says_what_would(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, words = _CONFIGURATIONS[case]
+    (tmp_path / "config").write_text(content)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "p")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    outcome = CliRunner().invoke(main, ["--env", "dev", "preflight", "aws"])
+    assert outcome.exit_code == 2, outcome.output
+    assert "aws   credentials      set up" in outcome.output
+    assert words in outcome.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "127.0.0.2", "[::1]", "0.0.0.0", "aws.localhost", "s3.localhost.localstack.cloud"]
+)
+def test_d1_an_emulator_is_not_taken_for_a_real_account_by_whatever_name(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:9")
+    outcome = CliRunner().invoke(main, ["--env", "dev", "preflight", "aws"])
+    assert outcome.exit_code == 2
+    assert "this machine, but environment 'dev' stands for a real account" in outcome.stderr.splitlines()[-1]
 
 
 # One action is not allowed.
@@ -263,6 +348,17 @@ def test_d2_a_bucket_that_may_not_be_seen_names_the_action_that_a_head_cannot(se
     assert "another account owns it" in text
 
 
+def test_d2_an_artifact_that_may_not_be_seen_names_what_is_lacking(settings: Settings) -> None:
+    key = make_release(settings).archive.uri.removeprefix("s3://")
+    text = only(look(settings, "artifact", **{f"HEAD /{key}": [Reply(403)]})[0], "artifact")
+    assert f"s3:GetObjectVersion on arn:aws:s3:::{key}" in text
+    sealed = artifact(make_release(settings))
+    locked = lambda asked: Reply(403) if "x-amz-checksum-mode" in asked.headers else sealed  # noqa: E731
+    findings, _ = look(settings, "artifact", **{f"HEAD /{key}": locked})
+    assert findings["artifact"].verdict == "not checked"
+    assert "lacks kms:Decrypt on its KMS key" in findings["artifact"].text
+
+
 def test_d2_a_denied_call_of_any_command_ends_with_action_and_resource() -> None:
     message = DENIED.format("sagemaker:CreateModel", "arn:aws:sagemaker:eu-west-1:111122223333:model/m")
     error = ClientError({"Error": {"Code": "AccessDeniedException", "Message": message}}, "CreateModel")
@@ -275,29 +371,40 @@ def test_d2_a_denied_call_of_any_command_ends_with_action_and_resource() -> None
 
 def test_d3_an_account_without_bootstrap_gets_the_exact_line(settings: Settings) -> None:
     findings, _ = look(settings, "bootstrap", GetParameter=[refuses("ssm", "ParameterNotFound", "")])
-    assert only(findings, "bootstrap").endswith("cdk bootstrap aws://111122223333/eu-west-1")
+    assert only(findings, "bootstrap", code=2).endswith("cdk bootstrap aws://111122223333/eu-west-1")
 
 
 def test_d3_a_bootstrap_that_cannot_roll_back_is_too_old(settings: Settings) -> None:
     findings, _ = look(settings, "bootstrap", GetParameter=[bootstrap("22")])
-    text = only(findings, "bootstrap")
+    text = only(findings, "bootstrap", code=2)
     assert "version 22" in text
     assert "needs 23: cdk bootstrap aws://111122223333/eu-west-1" in text
     findings, _ = look(settings, "bootstrap", GetParameter=[bootstrap("23")])
     assert only(findings) == ""
 
 
+def test_d3_a_bootstrap_version_that_is_no_number_is_none(settings: Settings) -> None:
+    findings, _ = look(settings, "bootstrap", GetParameter=[bootstrap("28-ours")])
+    assert "'28-ours', and a version is a number: cdk bootstrap aws" in only(findings, "bootstrap", code=2)
+
+
+@pytest.mark.parametrize("code", ["OptInRequired", "RegionDisabledException", "SubscriptionRequiredException"])
+def test_d4_a_service_or_region_that_the_account_has_not_enabled_is_told(settings: Settings, code: str) -> None:
+    findings, _ = look(settings, "quota", ListServiceQuotas=[refuses("service-quotas", code, "not subscribed")])
+    assert "has that service or that region not enabled" in only(findings, "quota", code=2)
+
+
 def test_d4_a_region_without_sagemaker_is_told_without_asking_anybody(settings: Settings) -> None:
     moved = settings.model_copy(update={"aws": settings.aws.model_copy(update={"region": "eu-west-9"})})
     (region,) = [check for check in aws_checks(moved) if check.name == "region"]
     finding = region.look()
-    assert finding.verdict == "repair"
+    assert finding.verdict == "set up"
     assert "aws.region is eu-west-9" in finding.text
     assert "eu-west-1" in finding.text
 
 
 def test_d4_a_quota_of_nothing_stops_and_one_that_may_not_be_read_is_not_called_fine(settings: Settings) -> None:
-    text = only(look(settings, "quota", ListServiceQuotas=[quota(settings, 0)])[0], "quota")
+    text = only(look(settings, "quota", ListServiceQuotas=[quota(settings, 0)])[0], "quota", code=2)
     assert f"{settings.hosting.instance_type} for endpoint usage is 0, hosting.instance_count wants 1" in text
     assert "request-service-quota-increase" in text
     denied = refuses("service-quotas", "AccessDeniedException", DENIED.format("servicequotas:ListServiceQuotas", "*"))
@@ -313,7 +420,7 @@ def test_d4_a_location_without_the_plan_names_those_that_have_it(
 ) -> None:
     monkeypatch.setenv("TERRAFORM_BINARY_NAME", "sh")
     findings, server = azure(packed, regions=Reply(200, json.dumps({"value": [{"name": "North Europe"}]}).encode()))
-    text = only(findings, "location")
+    text = only(findings, "location", code=2)
     assert "azure.location is westeurope" in text
     assert "choose one of northeurope" in text
     assert any("sku=FlexConsumption&" in request.path for request in server.asked)
@@ -332,7 +439,8 @@ def test_d11_an_artifact_that_is_missing_empty_or_of_another_environment_stops(s
     text = only(
         look(settings, "artifact", **{stored(settings): [artifact(make_release(settings), size=0)]})[0], "artifact"
     )
-    assert "found 0 bytes, release.json says 101322 bytes" in text
+    assert f"ARTIFACT_MISSING {make_release(settings).archive.uri} (version " in text
+    assert "it holds 0 bytes, release.json says 101322" in text
     elsewhere = make_release(settings).model_copy(
         update={
             "archive": make_release(settings).archive.model_copy(
@@ -343,12 +451,23 @@ def test_d11_an_artifact_that_is_missing_empty_or_of_another_environment_stops(s
     write_release(elsewhere, settings.release_path.parent)
     findings, _ = look(settings, "release", **{"HEAD /other-bucket/releases/m/model.tar.gz": [artifact(elsewhere)]})
     assert "ferry --env dev release s3://other-bucket/releases/m/model.tar.gz" in only(findings, "release")
+    assert f"ARTIFACT_MISSING {elsewhere.archive.uri}: " in findings["release"].text
+
+
+def test_d11_an_artifact_whose_key_is_disabled_or_pending_deletion_is_not_called_missing(settings: Settings) -> None:
+    sealed = artifact(make_release(settings))
+    sealed = Reply(200, b"", {**sealed.headers, "x-amz-server-side-encryption-aws-kms-key-id": "arn:aws:kms:k"})
+    locked = lambda asked: Reply(400) if "x-amz-checksum-mode" in asked.headers else sealed  # noqa: E731
+    text = only(look(settings, "artifact", **{stored(settings): locked})[0], "artifact")
+    assert "ARTIFACT_MISSING" not in text
+    assert "its KMS key arn:aws:kms:k does not decrypt it: disabled, or its deletion is pending" in text
+    assert "`aws kms cancel-key-deletion`" in text
 
 
 def test_d11_a_bucket_in_another_region_than_the_endpoint_stops(settings: Settings) -> None:
     abroad = Reply(200, headers={"x-amz-bucket-region": "us-east-1"})
     text = only(look(settings, "buckets", **{f"HEAD /{settings.artifact_bucket}": [abroad]})[0], "buckets")
-    assert f"{settings.artifact_bucket} is in us-east-1" in text
+    assert f"ARTIFACT_MISSING s3://{settings.artifact_bucket}: {settings.artifact_bucket} is in us-east-1" in text
     assert "the endpoint's region, eu-west-1" in text
 
 
@@ -395,6 +514,21 @@ def test_d13_an_image_that_is_absent_is_named_and_so_is_the_half_of_a_push(setti
 
 
 @pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"DescribeImages": [says("ecr", "DescribeImages", {"imageDetails": []})]}, "not in ECR: "),
+        ({"BatchGetImage": [says("ecr", "BatchGetImage", {"images": []})]}, "no manifest of sha256:5e5e"),
+        ({"GET /configuration": [Reply(200, b'{"architecture": "amd')]}, "or half of one; delete its tag"),
+        ({"GET /configuration": [Reply(200, b"[]")]}, "or half of one; delete its tag"),
+    ],
+)
+def test_d13_what_is_half_in_ecr_is_named(settings: Settings, changes: dict[str, Script], words: str) -> None:
+    text = only(look(settings, "image", **changes)[0], "image")
+    assert words in text
+    assert "`ferry image push`" in text
+
+
+@pytest.mark.parametrize(
     ("wrong", "words"),
     [
         (configuration(architecture="arm64"), "built for arm64, and the instances are amd64"),
@@ -429,7 +563,7 @@ def test_d14_a_package_without_its_root_files_of_another_release_or_too_large_st
 
 def test_a_machine_without_terraform_says_what_would_do(packed: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERRAFORM_BINARY_NAME", "no-such-terraform")
-    assert "no-such-terraform: not on the PATH" in only(azure(packed)[0], "terraform")
+    assert "no-such-terraform: not on the PATH" in only(azure(packed)[0], "terraform", code=2)
 
 
 # What is half done.
@@ -447,6 +581,7 @@ def test_d8_stacks_that_no_deployment_can_start_from_stop_it(settings: Settings,
     with scripted(replies) as server:
         findings = found(aws_checks(settings, connect_to(server)))
     assert findings["stack Hosting"].verdict == verdict
+    assert findings["stack Hosting"].text.startswith("BUSY " if verdict == "busy" else status)
     assert findings["stack Foundation"].verdict == "ok"
     assert findings["stack Gateway"].verdict == "none yet"
 
@@ -468,7 +603,72 @@ def test_d17_what_was_deleted_by_hand_is_told_and_nothing_makes_it_again_by_itse
     assert "`cdk deploy Hosting --revert-drift` makes it again" in text
 
 
+def test_d17_a_repository_that_was_deleted_by_hand_is_not_taken_for_one_to_come(settings: Settings) -> None:
+    gone = refuses("ecr", "RepositoryNotFoundException", "no such repository")
+    text = only(look(settings, "image", "stack Foundation", DescribeImages=[gone])[0], "image")
+    assert "deleted outside of CloudFormation: `cdk drift Foundation` shows it" in text
+
+
+def test_d17_what_another_stack_or_an_earlier_one_left_in_the_way_is_named(settings: Settings) -> None:
+    release = make_release(settings)
+    buckets = {name: reply for name, reply in account(settings, None).items() if name.startswith("HEAD ")}
+    with scripted(account(settings, release, {}) | endpoint(settings, "InService", release) | buckets) as server:
+        findings = found(aws_checks(settings, connect_to(server)))
+    text = only(findings, "buckets", "endpoint")
+    assert f"{settings.log_bucket}: there already, and the stack Foundation" in text
+    assert "`cdk deploy Foundation --import-existing-resources`" in text
+    assert "modelferry-dev-mnist is there already, and the stack Hosting, which would make it, is not" in text
+
+
+@pytest.mark.parametrize("content", ['{"version": 4, "resour', "<<<<<<< HEAD", "[]", ""])
+def test_d17_a_terraform_state_that_is_damaged_stops_before_everything_is_made_twice(
+    content: str, packed: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERRAFORM_BINARY_NAME", "sh")
+    monkeypatch.setenv("CDKTF_OUTDIR", str(tmp_path / "cdktf.out"))
+    path = tmp_path / "terraform.modelferry-dev-azure.tfstate"
+    path.write_text(content)
+    backup = path.with_name(f"{path.name}.backup")
+    backup.write_text(json.dumps({"version": 4, "resources": [{"type": "azurerm_storage_account"}]}))
+    text = only(azure(packed)[0], "state lock")
+    assert f"look at {backup}" in text
+    assert path.read_text() == content
+    backup.unlink()
+    path.write_text("")  # as Terraform leaves it before its first apply
+    assert only(azure(packed)[0]) == ""
+
+
 # The way there.
+
+
+_PAGE = Reply(200, b"<html><body>Sign in to this network</body></html>", {"Content-Type": "text/html"})
+_HALF = Reply(200, b"<DescribeStacksResponse><DescribeStacksRes", {"Content-Type": "text/xml"})
+_TORN = Reply(200, b'{"Parameter": {"Value": "2', {"Content-Type": "application/x-amz-json-1.1"})
+
+
+@pytest.mark.parametrize(
+    ("name", "operation", "reply"),
+    [
+        ("credentials", "GetCallerIdentity", _PAGE),
+        ("stack Hosting", "DescribeStacks", _HALF),
+        ("bootstrap", "GetParameter", _PAGE),
+        ("bootstrap", "GetParameter", _TORN),
+        ("quota", "ListServiceQuotas", _PAGE),
+    ],
+)
+def test_d16_a_page_of_somebody_elses_and_half_an_answer_are_not_taken_for_aws(
+    settings: Settings, name: str, operation: str, reply: Reply
+) -> None:
+    text = only(look(settings, name, **{operation: [reply]})[0], name)
+    assert f"what answers {operation} there is not AWS, or was cut off: '" in text
+
+
+@pytest.mark.parametrize("body", [_PAGE.body, b'{"properties": {"sta'])
+def test_d16_a_page_of_somebody_elses_is_not_taken_for_azure(
+    body: bytes, packed: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERRAFORM_BINARY_NAME", "sh")
+    assert "is not Azure, or was cut off: '" in only(azure(packed, site=Reply(200, body))[0], "app")
 
 
 def test_d16_a_service_that_throttles_is_asked_twice_and_then_named(settings: Settings) -> None:
@@ -494,7 +694,7 @@ def test_d16_a_clock_ten_minutes_off_is_named_as_the_cause(settings: Settings, m
     direction = "ahead of" if minutes > 0 else "behind"
     refused = refuses("sts", "SignatureDoesNotMatch", "Signature expired: 2026 is now earlier than 2026", 403, date)
     for reply in (refused, caller(settings.aws.account, date)):
-        text = only(look(settings, "credentials", GetCallerIdentity=[reply])[0], "credentials")
+        text = only(look(settings, "credentials", GetCallerIdentity=[reply])[0], "credentials", code=2)
         assert f"this machine's clock is 10 minutes {direction} AWS's" in text
 
 
@@ -590,14 +790,14 @@ def test_a_fault_of_a_check_itself_is_not_taken_for_a_finding() -> None:
 # The command.
 
 
-def test_the_command_prints_a_line_a_check_and_ends_in_two_with_the_names_of_what_is_wrong(
+def test_the_command_prints_a_line_a_check_and_ends_with_what_is_in_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "trial.toml"
     settings = local_settings(tmp_path)
     assert load_settings(str(path)) == settings
     outcome = CliRunner().invoke(main, ["--env", str(path), "preflight"])
-    assert outcome.exit_code == 2
+    assert outcome.exit_code == 1
     assert "start the emulator: ferry local up emulator" in outcome.output
     outcome = CliRunner().invoke(main, ["--env", str(path), "preflight", "azure"])
     assert outcome.exit_code == 0, outcome.output
@@ -605,6 +805,59 @@ def test_the_command_prints_a_line_a_check_and_ends_in_two_with_the_names_of_wha
     document = CliRunner().invoke(main, ["--env", str(path), "preflight", "azure", "--json"]).stdout
     (row,) = json.loads(document)
     assert (row["cloud"], row["check"], row["verdict"]) == ("azure", "package", "none yet")
+
+
+def ask(settings: Settings, monkeypatch: pytest.MonkeyPatch, **changes: Script) -> tuple[int, str]:
+    """`ferry preflight aws` in an account that differs from a good one in `changes`: exit code, last line of stderr."""
+    with scripted(account(settings, make_release(settings)) | changes) as server:
+        checks = aws_checks(settings, connect_to(server, aws.QUICK))
+        monkeypatch.setattr("ferry.preflight_aws.aws_checks", lambda _: checks)
+        outcome = CliRunner().invoke(main, ["--env", "dev", "preflight", "aws"])
+    return outcome.exit_code, (outcome.stderr.splitlines() or [""])[-1]
+
+
+def test_d8_d11_the_last_line_says_what_is_wrong_and_what_follows_and_the_code_is_one(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ask(settings, monkeypatch) == (0, "")
+    missing: dict[str, Script] = {stored(settings): [Reply(404)]}
+    code, said = ask(settings, monkeypatch, **missing)
+    assert code == 1
+    assert said.startswith(f"ferry: aws artifact: ARTIFACT_MISSING {make_release(settings).archive.uri}")
+    assert said.endswith("makes the newest approved one again. Then run `ferry preflight` again")
+    states = dict.fromkeys(STACKS, "UPDATE_COMPLETE") | {"Hosting": "UPDATE_ROLLBACK_IN_PROGRESS"}
+    events = says("cloudformation", "DescribeStackEvents", {"StackEvents": []})
+    busy = account(settings, make_release(settings), states)["DescribeStacks"]
+    code, said = ask(settings, monkeypatch, DescribeStacks=busy, DescribeStackEvents=[events], **missing)
+    assert code == 1
+    assert said.startswith("ferry: aws artifact: ARTIFACT_MISSING")
+    assert " Also aws stack Hosting, above." in said
+    code, said = ask(settings, monkeypatch, DescribeStacks=busy, DescribeStackEvents=[events])
+    assert said.startswith("ferry: aws stack Hosting: BUSY UPDATE_ROLLBACK_IN_PROGRESS; wait until it has ended")
+    assert code == 1
+
+
+def test_d1_d3_d4_what_has_to_be_set_up_goes_before_what_has_to_be_repaired(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing: dict[str, Script] = {stored(settings): [Reply(404)]}
+    code, said = ask(settings, monkeypatch, GetParameter=[bootstrap("22")], **missing)
+    assert code == 2
+    assert said.startswith("ferry: aws bootstrap: version 22")
+    assert "Also aws artifact, above." in said
+    code, said = ask(settings, monkeypatch, GetCallerIdentity=[caller("999988887777")], **missing)
+    assert code == 2
+    assert "wants 111122223333" in said
+    code, said = ask(settings, monkeypatch, ListServiceQuotas=[quota(settings, 0)], **missing)
+    assert code == 2
+    assert said.startswith("ferry: aws quota: ")
+
+
+def test_a_stack_is_asked_for_once_by_all_the_checks_that_want_to_know(settings: Settings) -> None:
+    gone = refuses("sagemaker", "ValidationException", "Could not find endpoint")
+    _, server = look(settings, DescribeEndpoint=[gone])
+    names = [asked.body for asked in server.asked if b"Action=DescribeStacks" in asked.body]
+    assert len(names) == len(set(names)) == len(STACKS)
 
 
 def test_a_release_that_cannot_be_read_is_told_by_file_and_field(settings: Settings) -> None:

@@ -82,7 +82,13 @@ IMPORT_TABLE: dict[str, set[str]] = {
     },
     # What AWS's PyTorch image runs: its toolkit's errors, and the core.
     "model_code/script_mode/*": {"model_code.inference", "model_code.environment", "sagemaker_inference"},
-    "model_code/container/*": {"model_code.container", "model_code.inference", "model_code.environment", "granian"},
+    "model_code/container/*": {
+        "model_code.container",
+        "model_code.inference",
+        "model_code.environment",
+        "uvicorn",
+        "uvloop",
+    },
     "function_app/*": {"azure.functions", "model_code.inference", "model_code.environment"},
     # The development host runs inside the package's own interpreter: it reaches nothing of ours by name.
     "ferry/functions_host.py": {"azure.functions", "werkzeug"},
@@ -142,12 +148,12 @@ IMPORT_TABLE: dict[str, set[str]] = {
         "model_code",
         "aws_cdk",
         "azure.functions",
-        "granian",
         "numpy",
         "onnxruntime",
         "PIL",
         "psutil",
         "torch",
+        "uvicorn",
     },
 }
 

@@ -47,6 +47,10 @@ WORKER_SECONDS = 120
 Case = tuple[bytes, dict[str, str]]
 
 
+# What only a server of our own needs.
+SERVER = {"click", "httptools", "uvicorn", "uvloop"}
+
+
 @dataclass(frozen=True)
 class Worker:
     """What a worker process answered, in the order of the requests, and where its modules came from."""
@@ -194,7 +198,7 @@ def test_what_serves_comes_out_of_the_archive(models: dict[str, Path], tmp_path:
     }
     assert {"inference", "model_code.inference.respond", "numpy", "onnxruntime", "simdjson"} <= ours.keys()
     assert {path.is_relative_to(model / "code") for path in ours.values()} == {True}
-    assert not {name for name in modules if name.partition(".")[0] in ("ferry", "infra", "granian")}
+    assert not {name for name in modules if name.partition(".")[0] in ("ferry", "infra", "uvicorn")}
 
 
 def test_the_callers_inference_id_names_an_error(models: dict[str, Path], tmp_path: Path) -> None:
@@ -257,7 +261,7 @@ def test_only_the_model_server_is_ended(models: dict[str, Path], tmp_path: Path)
 
 def test_script_mode_has_the_versions_of_our_own_image() -> None:
     own = read_pins(ROOT / "model_code" / "container" / "requirements.txt", IMAGE_PYTHON)
-    assert read_pins(REQUIREMENTS, IMAGE_PYTHON) == {name: pin for name, pin in own.items() if name != "granian"}
+    assert read_pins(REQUIREMENTS, IMAGE_PYTHON) == {name: pin for name, pin in own.items() if name not in SERVER}
 
 
 def test_other_code_gives_the_same_release_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

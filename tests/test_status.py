@@ -103,6 +103,17 @@ def test_m24_clouds_that_do_not_both_serve_this_machines_release_are_partial(
     assert seen.serving == {"aws": there.release_id, "azure": here.release_id}
 
 
+def test_d17_an_endpoint_whose_configuration_was_deleted_by_hand_is_still_told(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = make_release(settings)
+    gone = refuses("sagemaker", "ValidationException", "Could not find endpoint configuration")
+    replies = account(settings, release) | healthy(release) | stored(settings) | {"DescribeEndpointConfig": [gone]}
+    row = rows(look(settings, replies, monkeypatch))["aws endpoint"]
+    assert (row.state, row.release_id) == ("InService", None)
+    assert "Could not find endpoint configuration" in row.note
+
+
 def test_d22_while_one_cloud_is_down_the_other_is_told_and_the_down_one_is_unknown(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +230,8 @@ def test_on_one_machine_the_emulator_says_what_it_holds_and_the_command_prints_i
     assert (document["verdict"], document["local"]) == ("INCOMPLETE", release)
     findings = {check.name: finding for check, finding in preflight(aws_checks(settings), 60)}
     blocked = {name: finding.text for name, finding in findings.items() if finding.verdict in BLOCKING}
-    assert set(blocked) == {"bootstrap", "artifact"}
+    assert set(blocked) == {"bootstrap", "artifact", "buckets"}
+    assert "there already, and the stack Foundation" in blocked["buckets"]
     assert blocked["bootstrap"].endswith("cdk bootstrap aws://123456789012/us-east-1")
     printed = CliRunner().invoke(main, ["--env", str(path), "status"]).output
     assert f"aws endpoint         InService                {release}" in printed

@@ -9,7 +9,6 @@ expressions that never end (CVE-2024-6232), fills the holes of a sparse file, an
 `release_archive` reads the same two files from an archive that `ferry release` wrote, far more narrowly and onto the disk.
 """
 
-import gzip
 import io
 import re
 import reprlib
@@ -19,17 +18,19 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from model_code import environment
-from model_code.container.release_archive import SIZE_LIMITS, ArchiveInvalid
+from model_code.container.release_archive import SIZE_LIMITS, ArchiveInvalid, gunzip
 
 # A training job may leave checkpoints beside the model.
 MAX_MEMBERS = 10_000
 MAX_UNPACKED = 4 * 2**30
-# Long names and what pax adds to a member: PATH_MAX is 4,096 bytes.
+# What pax adds to a member, and of it a name: PATH_MAX.
 MAX_EXTENDED = 64 * 1024
+MAX_NAME = 4096
 _CHUNK = 2**20
 _END = bytes(tarfile.BLOCKSIZE)
 _PAX_RECORD = re.compile(rb"(\d{1,5}) ([^=]+)=")
 _SIZE = re.compile(rb"\d{1,19}")
+_NO_TEXT = re.compile("[\x00-\x1f\udc80-\udcff]")
 
 
 def read_artifact(path: Path) -> dict[str, bytes]:
@@ -42,7 +43,7 @@ def read_members(packed: BinaryIO, *, exact: bool = False) -> dict[str, bytes]:
     """The same out of an open archive; with `exact`, any other member is an error. Raises ArchiveInvalid."""
     found: dict[str, bytes] = {}
     try:
-        with gzip.GzipFile(fileobj=packed) as unpacked:
+        with gunzip(packed) as unpacked:
             reader = _Reader(unpacked)
             while (member := reader.next_member()) is not None:
                 name = _safe_name(member.name)
@@ -58,7 +59,7 @@ def read_members(packed: BinaryIO, *, exact: bool = False) -> dict[str, bytes]:
                 else:
                     found[name] = reader.content(member, name)
             reader.expect_nothing_more()
-    except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.HeaderError) as error:
+    except (EOFError, zlib.error, tarfile.HeaderError) as error:
         reason = f"no archive that can be read ({error}); a model.tar.gz as SageMaker packs it is needed"
         raise ArchiveInvalid(reason, _what(packed)) from error
     missing = [name for name in (environment.SIGNATURE_FILE, environment.MODEL_FILE) if name not in found]
@@ -70,7 +71,7 @@ def read_members(packed: BinaryIO, *, exact: bool = False) -> dict[str, bytes]:
 class _Reader:
     """Walks a tar forward, counting what it reads, so that no number in it decides how much memory or time it takes."""
 
-    def __init__(self, unpacked: gzip.GzipFile) -> None:
+    def __init__(self, unpacked: BinaryIO) -> None:
         self._unpacked = unpacked
         self._left = MAX_UNPACKED
         self._headers = 0
@@ -204,6 +205,8 @@ def _named(member: tarfile.TarInfo, extended: dict[str, bytes]) -> tarfile.TarIn
 
 def _safe_name(name: str) -> str:
     """The name of a member that stays inside the archive; `./model.onnx` is how `tar -C folder .` writes it."""
+    if len(name) > MAX_NAME:
+        raise ArchiveInvalid(f"a name of {len(name):,} characters; at most {MAX_NAME:,}", "TOO_LARGE")
     parts = name.removesuffix("/").split("/")
     inner = parts[1:] if parts[0] == "." and len(parts) > 1 else parts
     unsafe = (
@@ -212,7 +215,7 @@ def _safe_name(name: str) -> str:
         or (len(name) > 1 and name[1] == ":")
         or any(part in ("", "..") for part in inner)
         or (any(part == "." for part in inner) and inner != ["."])
-        or any(ord(character) < 32 or 0xDC80 <= ord(character) <= 0xDCFF for character in name)
+        or _NO_TEXT.search(name) is not None
     )
     if unsafe:
         raise ArchiveInvalid(f"{_short(name)} could leave its folder; nothing was read from it", "UNSAFE_MEMBER")
@@ -226,11 +229,11 @@ def _what(packed: BinaryIO) -> str:
         return "NOT_AN_ARCHIVE"
     packed.seek(0)
     try:
-        with gzip.GzipFile(fileobj=packed) as unpacked:
+        with gunzip(packed) as unpacked:
             tarfile.TarInfo.frombuf(unpacked.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
     except tarfile.HeaderError:
         return "NOT_AN_ARCHIVE"
-    except (EOFError, zlib.error, gzip.BadGzipFile):
+    except (EOFError, zlib.error):
         pass
     return "CORRUPT_ARCHIVE"
 

@@ -38,12 +38,9 @@ class Inferences:
     def __init__(self, threads: int) -> None:
         self._waiting: deque[_Waiting] = deque()
         self._changed = threading.Condition(threading.Lock())
-        self._closed = False
-        self._threads = [
-            threading.Thread(target=self._work, name=f"inference-{n}", daemon=True) for n in range(threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads = threads
+        for number in range(threads):
+            threading.Thread(target=self._work, name=f"inference-{number}", daemon=True).start()
 
     async def infer(self, respond: Respond, request: Request, *, together: int = 1) -> Response:
         """What `respond` answers, called with this request and up to `together` - 1 neighbours with the same `respond`."""
@@ -54,29 +51,19 @@ class Inferences:
             self._changed.notify()
         return await waiting.answer
 
-    def close(self) -> None:
-        """Wait until everything that was asked is answered, and end the threads."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
-
     def _work(self) -> None:
-        while group := self._take():
-            _answer(group)
+        while True:
+            _answer(self._take())
 
     def _take(self) -> list[_Waiting]:
-        """The next requests to answer; none where there will be no more."""
+        """The next requests to answer."""
         with self._changed:
             while not self._waiting:
-                if self._closed:
-                    return []
                 self._changed.wait()
             first = self._waiting.popleft()
             group = [first]
             # Other threads get their share of what waits.
-            share = min(first.together, -(-(1 + len(self._waiting)) // len(self._threads)))
+            share = min(first.together, -(-(1 + len(self._waiting)) // self._threads))
             while len(group) < share and self._waiting and first.small and _fits(self._waiting[0], first):
                 group.append(self._waiting.popleft())
             return group

@@ -1,45 +1,44 @@
-"""The serving process: reads the environment, verifies the model once, and keeps one worker for each CPU alive.
+"""The serving process: reads the environment, and keeps one worker for each CPU alive, each with its own copy of the model.
 
 Exit codes: 0 after SIGTERM or SIGINT, 1 when the model cannot be served or the workers crash in a row, 2 when a setting is
 wrong. SageMaker stops a container with SIGTERM and kills it 30 seconds later (Developer Guide, "Use Your Own Inference Code
-with Hosting Services"): the server stops listening at once and answers what it has accepted.
+with Hosting Services"): the workers stop listening at once and answer what they have accepted.
 """
 
-import ctypes
 import gc
 import json
 import logging
 import logging.config
 import os
-import signal
+import resource
 import socket
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from granian import Granian
-from granian.constants import HTTPModes, Interfaces, Loops
-from granian.http import HTTP1Settings
-
 from model_code import environment
-from model_code.container import memory
+from model_code.container.http_server import Connections, serve
 from model_code.container.loaded_models import LoadedModels
 from model_code.container.multi_model import MultiModelApplication
+from model_code.container.readiness import Readiness
 from model_code.container.server import Application
 from model_code.container.settings import ServeSettings, SettingError
+from model_code.container.supervisor import CANNOT_WORK, Supervisor
 from model_code.container.worker import Worker
 from model_code.inference.contract import ModelDescription
 from model_code.inference.errors import ModelInvalid, ResourcesExhausted
 from model_code.inference.predictor import Predictor, load_description
 
-# Connections one worker takes at a time, idle ones included: past this, not even /ping is accepted.
+# Connections one worker takes at a time, idle ones included.
 MAX_CONNECTIONS = 2048
-# A connection without a complete request line and headers is closed, and what is open at SIGTERM is killed, after this time.
+# A connection without a complete request line and headers is closed, and what is open at SIGTERM is ended, after this time. What
+# does not end then is killed, a little before SageMaker would do it.
 HEADER_SECONDS = 20
 DRAIN_SECONDS = 25
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+KILL_SECONDS = 28
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +64,8 @@ LOGGING: dict[str, Any] = {
     "disable_existing_loggers": False,
     "formatters": {"json": {"()": JsonLines}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
-    "loggers": {"_granian": {"handlers": ["stderr"], "propagate": False}},
+    # Below that it tells about its own life, which the supervisor does.
+    "loggers": {"uvicorn": {"level": "ERROR"}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
 }
 
@@ -76,58 +76,53 @@ def main() -> int:
     try:
         settings = ServeSettings.from_environment()
         _check_free(settings.address, settings.port)
-        what = _check_model(settings)
     except SettingError as error:
         _log.critical("%s", error)
         return 2
-    except (ModelInvalid, ResourcesExhausted) as error:
-        _log.critical("the model cannot be served: %s: %s", error.code, error)
-        return 1
-    # What the check took would be kept, and what every worker inherits be copied at its first collection.
+    _allow_files()
+    # What every worker inherits would be copied at its first collection.
     gc.collect()
     gc.freeze()
-    memory.give_back()
-    processes = 1 if settings.multi_model else settings.workers
-    _log.info("serving %s on %s:%d with %d workers", what, settings.address, settings.port, settings.workers)
-    server = Granian(
-        "modelferry",
-        address=settings.address,
-        port=settings.port,
-        interface=Interfaces.ASGI,
-        # Not whichever is installed: uvloop loses a SIGTERM that comes before its first iteration.
-        loop=Loops.asyncio,
-        workers=processes,
-        http=HTTPModes.http1,
-        http1_settings=HTTP1Settings(header_read_timeout=HEADER_SECONDS * 1000),
-        websockets=False,
-        backpressure=MAX_CONNECTIONS,
-        respawn_failed_workers=True,
-        workers_kill_timeout=DRAIN_SECONDS,
-        log_dictconfig=LOGGING,
-    )
-    _prepare_new_workers()
+    workers = 1 if settings.multi_model else settings.workers
+    readiness = Readiness.of(workers)
+    _log.info("listening on %s:%d with %d workers", settings.address, settings.port, workers)
     with tempfile.TemporaryDirectory(prefix="ferry-serve-") as folder:
-        server.serve(target_loader=partial(application, settings, Path(folder)), wrap_loader=False)
-    return 0
+        work = partial(_work, settings, Path(folder), readiness)
+        return Supervisor(workers, work, drain_seconds=KILL_SECONDS).run()
 
 
-def application(settings: ServeSettings, folder: Path) -> Worker:
+def application(settings: ServeSettings, folder: Path, readiness: Readiness) -> Worker:
     """What each worker runs; `folder` outlives the workers."""
     if settings.multi_model:
         models = environment.MlPaths.from_environment().models
         loaded = LoadedModels(models, settings.model_bytes, folder / "models.json")
-        return MultiModelApplication(loaded, threads=settings.workers, limits=settings.limits)
-    load = _describe if settings.stage == "preprocess" else _predictor
-    return Application(load, workers=settings.workers, dynamic_batch=settings.dynamic_batch, limits=settings.limits)
+        return MultiModelApplication(loaded, threads=settings.workers, limits=settings.limits, readiness=readiness)
+    return Application(
+        _describe if settings.stage == "preprocess" else _predictor,
+        workers=settings.workers,
+        dynamic_batch=settings.dynamic_batch,
+        limits=settings.limits,
+        readiness=readiness,
+    )
 
 
-def _check_model(settings: ServeSettings) -> str:
-    """What is going to be served, loaded once to see that it can be. Raises ModelInvalid or ResourcesExhausted."""
-    if settings.multi_model:
-        return "many models"
-    if settings.stage == "preprocess":
-        return f"the preprocessing of {_describe().release_id}"
-    return _predictor().release_id
+def _work(settings: ServeSettings, folder: Path, readiness: Sequence[Readiness], number: int) -> int:
+    """One worker's life; returns the exit code of its process where no signal ends it."""
+    mine = readiness[number]
+    worker = application(settings, folder, mine)
+    connections = Connections(MAX_CONNECTIONS, HEADER_SECONDS)
+    try:
+        serve(worker, settings.address, settings.port, connections, drain_seconds=DRAIN_SECONDS)
+    except (ModelInvalid, ResourcesExhausted) as error:
+        _log.critical("the model cannot be served: %s: %s", error.code, error)
+        return CANNOT_WORK if not mine.told else 1
+    return 0
+
+
+def _allow_files() -> None:
+    """A connection is a file; a shell's usual limit of 1,024 would come before MAX_CONNECTIONS does."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _predictor() -> Predictor:
@@ -146,32 +141,6 @@ def _describe() -> ModelDescription:
 
 def _pins() -> tuple[str | None, str | None]:
     return os.environ.get(environment.RELEASE_ID), os.environ.get(environment.MODEL_JSON_SHA256)
-
-
-def _prepare_new_workers() -> None:
-    """Two things that a worker needs before it has handlers of its own.
-
-    It inherits a handler that is meant for its parent: until it has its own, SIGTERM would be lost on it, and the server would
-    wait DRAIN_SECONDS for it. Held back while it is forked, the signal meets the default, which ends it.
-
-    And it dies with its parent (PR_SET_PDEATHSIG in prctl(2)), as everything in a container dies with its first process:
-    workers without one would keep the port and serve for ever. The parent's main thread forks them, and ends last.
-    """
-    sigterm, parent = {signal.SIGTERM}, os.getpid()
-    prctl = ctypes.CDLL(None).prctl
-
-    def begin() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before it could be watched
-            os._exit(1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, sigterm)
-
-    os.register_at_fork(
-        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, sigterm),
-        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, sigterm),
-        after_in_child=begin,
-    )
 
 
 def _check_free(address: str, port: int) -> None:

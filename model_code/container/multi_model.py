@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, quote, unquote
 
 from model_code.container.body import Receive, read_body
 from model_code.container.loaded_models import LoadedModel, LoadedModels
+from model_code.container.readiness import Readiness
 from model_code.container.worker import READ_SECONDS, Scope, Worker, check_method, header
 from model_code.inference import errors
 from model_code.inference.codecs import JSON
@@ -37,8 +38,9 @@ class MultiModelApplication(Worker):
         threads: int,
         limits: Limits = DEFAULT_LIMITS,
         read_seconds: float = READ_SECONDS,
+        readiness: Readiness | None = None,
     ) -> None:
-        super().__init__(threads=threads, limits=limits, read_seconds=read_seconds)
+        super().__init__(threads=threads, limits=limits, read_seconds=read_seconds, readiness=readiness)
         self._models = models
         self._changes: set[asyncio.Task[Any]] = set()
 
@@ -49,6 +51,7 @@ class MultiModelApplication(Worker):
         match _segments(scope):
             case ["ping"]:
                 check_method(scope, "GET")
+                self._check_everyone()
                 return Response(200, b"", {})
             case ["models"]:
                 check_method(scope, "GET", "POST")

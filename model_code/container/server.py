@@ -3,12 +3,15 @@
 GET /openapi.json tells what these take and answer with this model.
 """
 
+import asyncio
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from model_code.container.body import Receive
 from model_code.container.inferences import Respond
+from model_code.container.readiness import Readiness
 from model_code.container.worker import READ_SECONDS, Scope, Worker, check_method
 from model_code.inference import errors
 from model_code.inference.codecs import JSON
@@ -26,12 +29,24 @@ _MAX_BATCH_MEGABYTES = 100
 Released = Predictor | ModelDescription
 
 
+@dataclass(frozen=True)
+class _Served:
+    """What `load` gave, how it answers, and how many instances one inference takes."""
+
+    description: ModelDescription
+    respond: Respond
+    together: int = 1
+    preprocessing: bool = False
+
+
 class Application(Worker):
-    """One worker. `load` runs before it listens, and what it gives decides what is answered.
+    """One worker. `load` runs once, in a thread, and what it gives decides what is answered.
 
     One thread infers: there are as many workers as CPUs. `workers` is their number, which a batch transform asks for. One
     inference takes up to `dynamic_batch` instances of requests that wait, where that changes no bit of an answer.
     """
+
+    _served: _Served
 
     def __init__(
         self,
@@ -41,22 +56,23 @@ class Application(Worker):
         dynamic_batch: int = 1,
         limits: Limits = DEFAULT_LIMITS,
         read_seconds: float = READ_SECONDS,
+        readiness: Readiness | None = None,
     ) -> None:
-        super().__init__(threads=1, limits=limits, read_seconds=read_seconds)
+        super().__init__(threads=1, limits=limits, read_seconds=read_seconds, readiness=readiness)
         self._load = load
         self._workers = workers
         self._dynamic_batch = dynamic_batch
-        self._model: Released | None = None
-        self._respond: Respond = partial(respond_together, None, instances=1)
-        self._together = 1
 
     async def _open(self) -> None:
-        self._model = model = self._load()
+        self._served = await asyncio.to_thread(self._load_and_try)
+
+    def _load_and_try(self) -> _Served:
+        model = self._load()
         if isinstance(model, ModelDescription):
-            self._respond = partial(_preprocess_each, model, self._limits)
-            return
-        self._together = self._dynamic_batch if model.joins(self._dynamic_batch) else 1
-        self._respond = partial(respond_together, model, instances=self._together, limits=self._limits)
+            return _Served(model, partial(_preprocess_each, model, self._limits), preprocessing=True)
+        together = self._dynamic_batch if model.joins(self._dynamic_batch) else 1
+        respond = partial(respond_together, model, instances=together, limits=self._limits)
+        return _Served(model.description, respond, together=together)
 
     async def _answer(self, scope: Scope, receive: Receive, request_id: str) -> Response:
         path = scope["path"]
@@ -70,19 +86,17 @@ class Application(Worker):
         if path == "/openapi.json":
             return self._document()
         request = await self._read(scope, receive, request_id)
-        return await self._infer(self._respond, request, together=self._together)
+        return await self._infer(self._served.respond, request, together=self._served.together)
 
     def _ping(self) -> Response:
-        if self._model is None:
-            raise errors.NotReady("no model is loaded")
-        return Response(200, b"", {RELEASE_ID_HEADER: self._model.release_id})
+        self._check_everyone()
+        return Response(200, b"", {RELEASE_ID_HEADER: self._served.description.release_id})
 
     def _document(self) -> Response:
-        if self._model is None:
-            raise errors.NotReady("no model is loaded")
-        preprocessing = isinstance(self._model, ModelDescription)
-        description = self._model if isinstance(self._model, ModelDescription) else self._model.description
-        document = openapi_document(description, CONTAINER, limits=self._limits, preprocessing=preprocessing)
+        served = self._served
+        document = openapi_document(
+            served.description, CONTAINER, limits=self._limits, preprocessing=served.preprocessing
+        )
         return Response(200, json.dumps(document).encode(), {"content-type": JSON})
 
     def _execution_parameters(self) -> Response:

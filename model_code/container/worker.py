@@ -5,6 +5,7 @@ no time is answered on the loop, so that /ping is quick however long the queue i
 """
 
 import gc
+import logging
 import re
 import time
 import uuid
@@ -16,6 +17,7 @@ from typing import Any
 from model_code.container import memory
 from model_code.container.body import NoRoom, Receive, Room, discard_body, read_body
 from model_code.container.inferences import Inferences, Respond
+from model_code.container.readiness import Readiness
 from model_code.inference import errors
 from model_code.inference.contract import DEFAULT_LIMITS, RELEASE_ID_HEADER, Limits, Request, Response
 from model_code.inference.respond import error_response
@@ -27,16 +29,28 @@ READ_SECONDS = 10.0
 _CUSTOM_ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"
 _INFERENCE_ID = "x-amzn-sagemaker-inference-id"
 # After these nobody knows where on the connection the next request would begin.
-_CLOSING = (errors.BadLength, errors.BodyTooLarge, errors.ReadTimeout, NoRoom)
+_CLOSING = (errors.BadLength, errors.BodyTooLarge, errors.ReadTimeout, NoRoom, errors.NotReady)
+_UNREAD = (errors.BodyTooLarge, NoRoom, errors.NotReady)
+
+_log = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class Worker(ABC):
-    """One worker process. A subclass says what it opens before it listens, and who answers which path."""
+    """One worker process. A subclass says what it opens, before which every answer is 503, and who answers which path."""
 
-    def __init__(self, *, threads: int, limits: Limits = DEFAULT_LIMITS, read_seconds: float = READ_SECONDS) -> None:
+    def __init__(
+        self,
+        *,
+        threads: int,
+        limits: Limits = DEFAULT_LIMITS,
+        read_seconds: float = READ_SECONDS,
+        readiness: Readiness | None = None,
+    ) -> None:
+        self._readiness = readiness or Readiness()
+        self._opened = False
         self._limits = limits
         self._read_seconds = read_seconds
         self._inferences = Inferences(threads)
@@ -45,45 +59,56 @@ class Worker(ABC):
         # As much as the queue may hold when all of its requests are of the largest size.
         self._room = Room(self._most_pending * limits.body_bytes)
 
+    @property
+    def replaces_another(self) -> bool:
+        """Whether a process before this one has served already: then others do, and it need not listen before it can."""
+        return self._readiness.told
+
+    async def open(self) -> None:
+        """Open what is served, and say so to the other workers. Raises what `_open` raises."""
+        await self._open()
+        # What was opened stays: no collection during a request need look at it.
+        gc.collect()
+        gc.freeze()
+        memory.give_back()
+        self._opened = True
+        self._readiness.tell()
+        _log.info("this worker is ready")
+
     @abstractmethod
     async def _open(self) -> None:
-        """Runs before the server listens; what it raises ends the worker."""
+        """Runs on the event loop, once; what takes long runs in a thread, so that /ping is answered meanwhile."""
 
     @abstractmethod
     async def _answer(self, scope: Scope, receive: Receive, request_id: str) -> Response:
         """One request; what it raises becomes an error answer."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._live(receive, send)
-            return
         request_id = _request_id(scope)
         unread = False
         try:
+            self._check_opened()
             response = await self._answer(scope, receive, request_id)
         except Exception as error:
             response = error_response(error, request_id)
-            unread = isinstance(error, (errors.BodyTooLarge, NoRoom))
+            unread = isinstance(error, _UNREAD)
             if isinstance(error, _CLOSING):
                 response = replace(response, headers={**response.headers, "connection": "close"})
-        await _send(response, send)
+        await _send(response, send, ends=not unread)
         if unread:
+            # The end of the answer is the end of the connection.
             await discard_body(receive, self._read_seconds, 2 * self._limits.body_bytes)
+            await send({"type": "http.response.body", "body": b""})
 
-    async def _live(self, receive: Receive, send: Send) -> None:
-        await receive()
-        try:
-            await self._open()
-        except Exception as error:
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
-            return
-        # What was opened stays: no collection during a request need look at it.
-        gc.freeze()
-        memory.give_back()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        self._inferences.close()
-        await send({"type": "lifespan.shutdown.complete"})
+    def _check_opened(self) -> None:
+        """Raises NotReady."""
+        if not self._opened:
+            raise errors.NotReady("the model is being loaded; try again")
+
+    def _check_everyone(self) -> None:
+        """For /ping: the next request may get another worker. Raises NotReady."""
+        if not self._readiness.everyone:
+            raise errors.NotReady("another worker is loading the model; try again")
 
     async def _read(self, scope: Scope, receive: Receive, request_id: str) -> Request:
         """The whole request, whose deadline counts from now."""
@@ -121,10 +146,10 @@ def _request_id(scope: Scope) -> str:
     return given if re.fullmatch(r"[\x21-\x7e]{1,64}", given) else uuid.uuid4().hex
 
 
-async def _send(response: Response, send: Send) -> None:
+async def _send(response: Response, send: Send, *, ends: bool) -> None:
     headers = {**response.headers, "content-length": str(len(response.body))}
     if RELEASE_ID_HEADER in headers:
         headers[_CUSTOM_ATTRIBUTES] = headers[RELEASE_ID_HEADER]
     pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": response.status, "headers": pairs})
-    await send({"type": "http.response.body", "body": response.body})
+    await send({"type": "http.response.body", "body": response.body, "more_body": not ends})

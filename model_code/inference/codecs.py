@@ -5,7 +5,8 @@ as float32, and an array unless it has exactly the model's shape.
 
 JSON is read by simdjson, which has four habits that this module makes good:
 
-- `Array.as_buffer` flattens, so [[1], 2] and [1, [2]] look alike: `_has_shape` and the count of brackets prove the shape.
+- `Array.as_buffer` flattens, so [[1], 2] and [1, [2]] look alike. One comparison proves the shape of a body that is as it
+  should be (`_read_plain`); of any other one `_has_shape` and the count of brackets tell what is wrong with it.
 - A parser refuses to parse while a proxy of its last document lives, and the traceback of an exception keeps proxies alive:
   a thread puts its parser back only after a success, so that one bad request never makes the next one fail.
 - Its errors have no position, and one name for NaN and for a missing comma: after a failure, and only then,
@@ -19,12 +20,12 @@ import json
 import math
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import simdjson
@@ -47,7 +48,6 @@ from model_code.inference.errors import (
     TooManyInstances,
     UnsupportedMediaType,
 )
-from model_code.inference.images import read_jpeg, read_png
 from model_code.inference.preprocess import normalise
 
 JSON = "application/json"
@@ -60,12 +60,15 @@ JPEG = "image/jpeg"
 # A parser keeps buffers of about ten times the largest body it has seen; after a larger one than this it is dropped.
 _KEEP_PARSER_BYTES = 512 * 1024
 _MAX_NPY_HEADER_BYTES = 1024
+# Without these bytes only the structure of a body is left, and in true, false and the keys a letter or the other less.
+_NUMBERS_AND_SPACE = b"0123456789+-.eE \t\r\n"
 _NPY_DTYPES = ("<f4", ">f4", "<f8", ">f8", "|u1")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # float() takes more than numbers: spaces around them, underscores in them, nan, inf. Without those letters it is strict.
 _CSV_CHARACTERS = b"0123456789+-.eE,"
 _CSV_SPECIAL = re.compile(r'[",\r\n]')
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
+_least, _largest = np.minimum.reduce, np.maximum.reduce
 _QUALITY = re.compile(r"0(\.[0-9]*)?|1(\.0*)?")  # RFC 9110, section 12.4.2, and as many digits as a client likes
 _BLANKS = " \t"  # what may stand around the parts of a header; str.strip would take a no-break space for one
 
@@ -73,10 +76,10 @@ _idle = threading.local()
 _to_json = json.JSONEncoder(allow_nan=False).encode
 
 Shape = tuple[int | None, ...]
-T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+# What is made for every request is not frozen: that would double the time it takes to make it.
+@dataclass(slots=True, eq=False)
 class Batch:
     """What a decoder found: normalised inputs (n, ...), and whether the caller wants probabilities too."""
 
@@ -84,7 +87,7 @@ class Batch:
     probabilities: bool
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Answer:
     """What an encoder writes: n labels, and the probabilities (n, classes) where they were asked for."""
 
@@ -149,7 +152,7 @@ def _quality(media_type: str, ranges: Mapping[str, float]) -> float:
 
 def _decode_json(body: bytes, signature: Signature, most: int) -> Batch:
     """{"data": normalised floats} or {"images": raw 0 to 255}, and optionally "probabilities": true or false."""
-    return _parse(body, lambda document: _read_document(document, body, signature, most))
+    return _parse(body, signature, most)
 
 
 def _decode_json_lines(body: bytes, signature: Signature, most: int) -> Batch:
@@ -168,12 +171,13 @@ def _decode_json_lines(body: bytes, signature: Signature, most: int) -> Batch:
 
 def _decode_line(number: int, line: bytes, signature: Signature) -> Batch:
     try:
-        return _parse(line, lambda document: _read_document(document, line, signature, None))
+        return _parse(line, signature, None)
     except MalformedRequest as error:
         raise type(error)(f"line {number}: {error}") from error
 
 
-def _parse(body: bytes, read: Callable[[Any], T]) -> T:
+def _parse(body: bytes, signature: Signature, most: int | None) -> Batch:
+    """`most` instances at most, or exactly one without the dimension of the batch where it is None."""
     if body.startswith(_BYTE_ORDER_MARK):
         raise BadJson("the body starts with a byte order mark; JSON is UTF-8 without one")
     parser = _idle.__dict__.pop("parser", None) or simdjson.Parser()
@@ -181,11 +185,75 @@ def _parse(body: bytes, read: Callable[[Any], T]) -> T:
         document = parser.parse(body)
     except (ValueError, RuntimeError) as error:
         raise _why_not_json(body) from error
-    result = read(document)
+    batch = _read_plain(document, body, signature, most) or _read_document(document, body, signature, most)
     del document
     if len(body) <= _KEEP_PARSER_BYTES:
         _idle.parser = parser
-    return result
+    return batch
+
+
+def _read_plain(document: Any, body: bytes, signature: Signature, most: int | None) -> Batch | None:
+    """What nearly every body holds; None for one that `_read_document` has to look at, mostly because something is wrong.
+
+    The body is JSON, so that a number or nothing stands in every place between brackets and commas, and each number in a
+    place of its own: the structure and as many numbers as places prove all of the shape.
+    """
+    structure = body.translate(None, _NUMBERS_AND_SPACE)
+    start, end = structure.find(b"["), structure.rfind(b"]") + 1
+    frame = _FRAMES.get(structure[:start] + structure[end:])
+    if frame is None:
+        return None
+    key, asks = frame
+    # All texts are in the frame: where these keys are found they are all there is, each once.
+    try:
+        value = document[key]
+        probabilities = document["probabilities"] if asks else False
+    except KeyError:
+        return None
+    sizes = _match(structure[start:end], _known_shapes(key, signature), most)
+    if sizes is None:
+        return None
+    numbers = np.frombuffer(value.as_buffer(of_type="d"), np.float64)
+    if len(numbers) != math.prod(sizes):
+        return None
+    return Batch(_to_inputs(key, numbers, sizes, signature), probabilities)
+
+
+def _frames(key: str) -> Iterator[str]:
+    yield f'{{"{key}":}}'
+    for wanted in ("true", "false"):
+        yield f'{{"{key}":,"probabilities":{wanted}}}'
+        yield f'{{"probabilities":{wanted},"{key}":}}'
+
+
+# What is left of the structure of a body without its arrays: the key of the numbers, and whether there is another one.
+_FRAMES = {
+    frame.encode().translate(None, _NUMBERS_AND_SPACE): (key, "," in frame)
+    for key in ("data", "images")
+    for frame in _frames(key)
+}
+
+
+def _match(structure: bytes, shapes: Sequence[Shape], most: int | None) -> tuple[int, ...] | None:
+    """The sizes, that of the batch first, for which nested arrays have this structure."""
+    for shape in shapes:
+        instance = _brackets(shape)
+        count = len(structure) // (len(instance) + 1)
+        if most is None:
+            if structure == instance:
+                return (1, *_sizes(shape))
+        elif 0 < count <= most and structure[1:-1] == b",".join([instance] * count):
+            return (count, *_sizes(shape))
+    return None
+
+
+@lru_cache(maxsize=16)
+def _brackets(shape: Shape) -> bytes:
+    """One instance of this shape as nested arrays without their numbers: [,,] for (n, 3)."""
+    text = b""
+    for size in reversed(_sizes(shape)):
+        text = b"[" + b",".join([text] * size) + b"]"
+    return text
 
 
 def _read_document(document: Any, body: bytes, signature: Signature, most: int | None) -> Batch:
@@ -202,20 +270,19 @@ def _read_document(document: Any, body: bytes, signature: Signature, most: int |
     probabilities = document["probabilities"] if "probabilities" in keys else False
     if not isinstance(probabilities, bool):
         raise BadDtype("probabilities: true or false")
-    if "data" in keys:
-        return Batch(_read_data(document["data"], body, signature, most), probabilities)
-    return Batch(_read_images(document["images"], body, signature, most), probabilities)
+    key = "data" if "data" in keys else "images"
+    numbers = _read_numbers(key, document[key], body, _shapes(key, signature), most)
+    return Batch(_to_inputs(key, numbers.ravel(), numbers.shape, signature), probabilities)
 
 
-def _read_data(value: Any, body: bytes, signature: Signature, most: int | None) -> NDArray[np.float32]:
-    return _to_float32("data", _read_numbers("data", value, body, [signature.input.shape], most))
-
-
-def _read_images(value: Any, body: bytes, signature: Signature, most: int | None) -> NDArray[np.float32]:
-    pixels = _read_numbers("images", value, body, _image_shapes(signature), most)
-    if pixels.min() < 0 or pixels.max() > 255:
+def _to_inputs(
+    key: str, numbers: NDArray[np.float64], sizes: tuple[int, ...], signature: Signature
+) -> NDArray[np.float32]:
+    if key == "data":
+        return _to_float32(key, numbers).reshape(sizes)
+    if numbers.min() < 0 or numbers.max() > 255:
         raise OutOfRange("images: raw pixels are 0 to 255")
-    return _normalise_images(pixels, signature)
+    return _normalise_images(numbers.reshape(sizes), signature)
 
 
 def _read_numbers(name: str, value: Any, body: bytes, shapes: Sequence[Shape], most: int | None) -> NDArray[np.float64]:
@@ -319,7 +386,7 @@ def _decode_npy(body: bytes, signature: Signature, most: int) -> Batch:
     header_end = _find_header_end(body)
     header = _read_npy_header(body[:header_end])
     shape, raw = header.shape, header.dtype == np.uint8
-    shapes = _image_shapes(signature) if raw else [signature.input.shape]
+    shapes = _shapes("images" if raw else "data", signature)
     if not shape:
         raise _bad_shape("npy", shapes)
     _check_instances(shape[0], most)
@@ -416,10 +483,15 @@ def _is_number(cell: bytes) -> bool:
 
 def _decode_png(body: bytes, signature: Signature, most: int) -> Batch:
     """One image, one instance; `images` says what of the format is accepted."""
+    # Not at the top: a cold start need not wait for what the first image needs.
+    from model_code.inference.images import read_png
+
     return _decode_image(PNG, read_png, body, signature)
 
 
 def _decode_jpeg(body: bytes, signature: Signature, most: int) -> Batch:
+    from model_code.inference.images import read_jpeg
+
     return _decode_image(JPEG, read_jpeg, body, signature)
 
 
@@ -447,12 +519,23 @@ def _check_instances(count: int, most: int) -> None:
         raise TooManyInstances(f"{count} instances; at most {most} in one request")
 
 
-def _image_shapes(signature: Signature) -> list[Shape]:
-    """How raw images may come: (n, channels, rows, columns), and (n, rows, columns) where there is one channel."""
+def _shapes(key: str, signature: Signature) -> Sequence[Shape]:
+    """How the numbers under `key` may come; raw images as (n, rows, columns) too where there is one channel.
+
+    Raises BadField where the model takes no raw images.
+    """
+    shapes = _known_shapes(key, signature)
+    if not shapes:
+        allowed = _allowed([signature.input.shape])
+        raise BadField(f"this model takes no raw images; send data, numbers of shape {allowed}")
+    return shapes
+
+
+def _known_shapes(key: str, signature: Signature) -> Sequence[Shape]:
     shape = signature.input.shape
-    if len(shape) != 4:
-        raise BadField(f"this model takes no raw images; send data, numbers of shape {_allowed([shape])}")
-    return [shape, (None, *shape[2:])] if shape[1] == 1 else [shape]
+    if key == "images" and len(shape) != 4:
+        return []
+    return [shape, (None, *shape[2:])] if key == "images" and shape[1] == 1 else [shape]
 
 
 def _find_shape(name: str, rank: int, shapes: Sequence[Shape]) -> tuple[int, ...]:
@@ -473,8 +556,8 @@ def _normalise_images(pixels: NDArray[Any], signature: Signature) -> NDArray[np.
 
 def _to_float32(name: str, values: NDArray[Any]) -> NDArray[np.float32]:
     # Two passes over good numbers, NaN being none. What rounds down to the largest float32 is good too, and takes longer.
-    if np.minimum.reduce(values, axis=None) >= -_FLOAT32_MAX and np.maximum.reduce(values, axis=None) <= _FLOAT32_MAX:
-        return values.astype(np.float32)
+    if _least(values, None) >= -_FLOAT32_MAX and _largest(values, None) <= _FLOAT32_MAX:
+        return values.astype(np.float32, copy=not values.flags.aligned)
     with np.errstate(over="ignore"):
         result = values.astype(np.float32)
     if not np.isfinite(result).all():
@@ -497,10 +580,11 @@ def _bad_dtype(name: str) -> BadDtype:
 
 
 def _encode_json(answer: Answer, signature: Signature) -> bytes:
-    fields = {signature.response_key: f"[{', '.join(map(_json_text, answer.labels))}]"}
-    if answer.probabilities is not None:
-        fields["probabilities"] = _to_json(answer.probabilities.tolist())
-    return f"{{{', '.join(f'{_json_text(key)}: {text}' for key, text in fields.items())}}}".encode("ascii")
+    labels = ", ".join([_json_text(label) for label in answer.labels])
+    probabilities = (
+        "" if answer.probabilities is None else f', "probabilities": {_to_json(answer.probabilities.tolist())}'
+    )
+    return f"{{{_json_text(signature.response_key)}: [{labels}]{probabilities}}}".encode("ascii")
 
 
 def _encode_json_lines(answer: Answer, signature: Signature) -> bytes:

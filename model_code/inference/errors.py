@@ -24,6 +24,9 @@
         │   ├── OutOfRange
         │   ├── OutputNotFinite      good numbers, to which the model has no finite answer
         │   └── EmptyBatch
+        ├── BadHttp                  what came on a connection is no request
+        ├── UriTooLong
+        ├── HeadersTooLarge
         ├── RequestTooLarge
         │   ├── BodyTooLarge
         │   ├── ImageTooLarge
@@ -154,6 +157,18 @@ class OutputNotFinite(MalformedRequest):
 
 class EmptyBatch(MalformedRequest):
     code = "EMPTY_BATCH"
+
+
+class BadHttp(RequestError):
+    code = "BAD_HTTP"
+
+
+class UriTooLong(RequestError):
+    code = "URI_TOO_LONG"
+
+
+class HeadersTooLarge(RequestError):
+    code = "HEADERS_TOO_LARGE"
 
 
 class RequestTooLarge(RequestError):

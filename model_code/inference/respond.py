@@ -5,10 +5,9 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from types import MappingProxyType
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,13 +31,16 @@ _log = logging.getLogger(__name__)
 STATUS: Mapping[type[BaseException], int] = MappingProxyType(
     {
         errors.MalformedRequest: 400,
+        errors.BadHttp: 400,
         errors.NotFound: 404,
         errors.MethodNotAllowed: 405,
         errors.NotAcceptable: 406,
         errors.ReadTimeout: 408,
         errors.ModelLoaded: 409,
         errors.RequestTooLarge: 413,
+        errors.UriTooLong: 414,
         errors.UnsupportedMediaType: 415,
+        errors.HeadersTooLarge: 431,
         errors.NotReady: 503,
         errors.Overloaded: 503,
         errors.DeadlineExceeded: 504,
@@ -47,10 +49,11 @@ STATUS: Mapping[type[BaseException], int] = MappingProxyType(
 )
 _RETRY_AFTER_SECONDS = 1
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class _Asked:
     """A request that was understood: what goes into the model, and how the answer is written."""
 
@@ -66,7 +69,7 @@ def respond(predictor: Predictor | None, request: Request, *, limits: Limits = D
 
     `limits.seconds` after its arrival, time in a queue included, a request gets no other answer than 504.
     """
-    return _guarded(request, lambda: _classify(predictor, request, limits))
+    return _guarded(request, _classify, predictor, request, limits)
 
 
 def respond_together(
@@ -77,7 +80,7 @@ def respond_together(
     Each gets the answer that `respond` gives it alone, bit for bit where `Predictor.joins(instances)` is true. Where an
     inference fails, each of its requests is asked alone: what one of them holds never costs another one its answer.
     """
-    answers = [_guarded(request, partial(_decode, predictor, request, limits)) for request in requests]
+    answers = [_guarded(request, _decode, predictor, request, limits) for request in requests]
     groups = _groups([answer for answer in answers if isinstance(answer, _Asked)], instances)
     responses = iter([response for group in groups for response in _infer_together(group, limits)])
     return [next(responses) if isinstance(answer, _Asked) else answer for answer in answers]
@@ -105,12 +108,12 @@ def _infer_together(group: Sequence[_Asked], limits: Limits) -> list[Response]:
             ends = accumulate(len(asked.batch.inputs) for asked in group)
             shares = np.split(outputs, list(ends)[:-1])
             return [
-                _guarded(asked.request, partial(_encode, asked, share, limits))
+                _guarded(asked.request, _encode, asked, share, limits)
                 for asked, share in zip(group, shares, strict=True)
             ]
         except (Exception, SystemExit):
             pass  # asked alone, the one that is to blame gets its own error
-    return [_guarded(asked.request, partial(_infer, asked, limits)) for asked in group]
+    return [_guarded(asked.request, _infer, asked, limits) for asked in group]
 
 
 def preprocess(description: ModelDescription | None, request: Request, *, limits: Limits = DEFAULT_LIMITS) -> Response:
@@ -119,12 +122,12 @@ def preprocess(description: ModelDescription | None, request: Request, *, limits
     application/x-npy, or JSON where probabilities are asked for, which npy cannot say. The Accept header is the caller's and
     speaks to the last container. Otherwise as `respond`.
     """
-    return _guarded(request, lambda: _normalise(description, request, limits))
+    return _guarded(request, _normalise, description, request, limits)
 
 
-def _guarded(request: Request, answer: Callable[[], T]) -> T | Response:
+def _guarded(request: Request, answer: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Response:
     try:
-        return answer()
+        return answer(*args, **kwargs)
     # SystemExit too: raised in a thread it would end that thread, in Azure's worker the process, and answer nobody.
     except (Exception, SystemExit) as error:
         return error_response(error, request.request_id)
@@ -229,6 +232,6 @@ def error_response(error: BaseException, request_id: str) -> Response:
     headers = {"content-type": JSON}
     if isinstance(error, errors.MethodNotAllowed):
         headers["allow"] = ", ".join(error.allowed)
-    if isinstance(error, errors.Overloaded):
+    if status == 503:
         headers["retry-after"] = str(_RETRY_AFTER_SECONDS)
     return Response(status, json.dumps(envelope).encode(), headers)

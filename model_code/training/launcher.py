@@ -62,8 +62,10 @@ class Hosts:
     def parse(cls, document: Mapping[str, Any], origin: str) -> "Hosts":
         """From the content of resourceconfig.json. Raises BadConfiguration."""
         names, current = document.get("hosts"), document.get("current_host")
-        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
             raise BadConfiguration(f"{origin}: hosts: found {names!s:.60}; allowed: one name or more", _HINT)
+        if len(set(names)) != len(names):  # two hosts would take the same rank, and all wait for the other one
+            raise BadConfiguration(f"{origin}: hosts: found {names!s:.60}; allowed: each name once", _HINT)
         if not isinstance(current, str) or current not in names:
             raise BadConfiguration(f"{origin}: current_host: found {current!s:.60}; allowed: {', '.join(names)}", _HINT)
         interface = document.get("network_interface_name")
