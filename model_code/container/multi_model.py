@@ -51,7 +51,6 @@ class MultiModelApplication(Worker):
         match _segments(scope):
             case ["ping"]:
                 check_method(scope, "GET")
-                self._check_everyone()
                 return Response(200, b"", {})
             case ["models"]:
                 check_method(scope, "GET", "POST")

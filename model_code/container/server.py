@@ -89,7 +89,6 @@ class Application(Worker):
         return await self._infer(self._served.respond, request, together=self._served.together)
 
     def _ping(self) -> Response:
-        self._check_everyone()
         return Response(200, b"", {RELEASE_ID_HEADER: self._served.description.release_id})
 
     def _document(self) -> Response:

@@ -87,7 +87,7 @@ class Worker(ABC):
         request_id = _request_id(scope)
         unread = False
         try:
-            self._check_opened()
+            self._check_ready()
             response = await self._answer(scope, receive, request_id)
         except Exception as error:
             response = error_response(error, request_id)
@@ -100,15 +100,13 @@ class Worker(ABC):
             await discard_body(receive, self._read_seconds, 2 * self._limits.body_bytes)
             await send({"type": "http.response.body", "body": b""})
 
-    def _check_opened(self) -> None:
-        """Raises NotReady."""
-        if not self._opened:
-            raise errors.NotReady("the model is being loaded; try again")
+    def _check_ready(self) -> None:
+        """Of all workers, as the next request may get another one: who was answered once is not told to wait later.
 
-    def _check_everyone(self) -> None:
-        """For /ping: the next request may get another worker. Raises NotReady."""
-        if not self._readiness.everyone:
-            raise errors.NotReady("another worker is loading the model; try again")
+        Raises NotReady.
+        """
+        if not (self._opened and self._readiness.everyone):
+            raise errors.NotReady("the model is being loaded; try again")
 
     async def _read(self, scope: Scope, receive: Receive, request_id: str) -> Request:
         """The whole request, whose deadline counts from now."""
