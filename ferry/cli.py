@@ -533,13 +533,15 @@ def _verify(settings: Settings, names: Sequence[str], seconds: int, as_json: boo
 @main.command()
 @click.argument("cloud", type=click.Choice(("azure", "aws", "all")))
 @click.option("--data", is_flag=True, help="Also what holds data: buckets, packages, logs, images.")
+@click.option("--keep", is_flag=True, help="Agree that something remains: exit code 0 all the same.")
 @click.option("--yes", is_flag=True, help="Do not ask; for scripts.")
 @pass_settings
 @click.pass_context
-def destroy(ctx: click.Context, settings: Settings, cloud: str, data: bool, yes: bool) -> None:
+def destroy(ctx: click.Context, settings: Settings, cloud: str, data: bool, keep: bool, yes: bool) -> None:
     """Delete the environment from one cloud or from both: what runs and costs; what holds data only with --data.
 
-    Shows what will go and what will stay, and asks. Lists what remains. It can be killed and run again.
+    Shows what will go and what will stay, and asks. Lists what remains, and ends with 1 where anything does, unless --keep agrees
+    to it. It can be killed and run again.
 
     azure needs the stack folder that `cdktf synth` writes, its state, and `terraform` or `tofu`. A resource group that was
     imported is never deleted. aws runs `cdk destroy`; with aws.retain_data = true not even --data takes the Foundation
@@ -552,7 +554,12 @@ def destroy(ctx: click.Context, settings: Settings, cloud: str, data: bool, yes:
         raise Refused("nobody is at this terminal to agree; --yes deletes without asking")
     path = settings_file(ctx.find_root().params["environment"])
     with signals_interrupt():  # the tool that is at work is told, and ends its step
-        destroy_environment(settings, path, cloud, data, functools.partial(_ask_to_delete, settings, yes), line)
+        remaining = destroy_environment(
+            settings, path, cloud, data, functools.partial(_ask_to_delete, settings, yes), line
+        )
+    if remaining and not keep:
+        takes = "" if data else "--data takes what holds data, and "
+        raise FerryError(f"{cloud}: {len(remaining)} remain, listed above; {takes}--keep agrees that they stay")
 
 
 def _ask_to_delete(settings: Settings, yes: bool, cloud: str, goes: Sequence[str], stays: Sequence[str]) -> None:

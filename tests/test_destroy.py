@@ -435,13 +435,19 @@ def test_d18_retained_data_is_listed_as_staying_before_anything_goes(account: tu
     assert "`cdk deploy Foundation`" in shown[0]
 
 
-def test_d18_what_stays_by_intent_is_listed_with_0_and_what_nobody_agreed_to_ends_with_2(
+def test_d18_what_stays_is_listed_with_1_and_with_0_where_somebody_agreed_to_it(
     account: tuple[Settings, Path],
 ) -> None:
     settings, path = account
     aws.client(settings, "cloudformation").delete_stack(StackName=settings.stack("training"))
-    kept = CliRunner().invoke(main, ["--env", str(path), "destroy", "aws", "--yes"])
+    left = CliRunner().invoke(main, ["--env", str(path), "destroy", "aws", "--yes"])
+    assert left.exit_code == 1
+    assert (
+        f"aws: {len(remaining(settings))} remain, listed above; --data takes what holds data, and --keep" in left.stderr
+    )
+    kept = CliRunner().invoke(main, ["--env", str(path), "destroy", "aws", "--yes", "--keep"])
     assert kept.exit_code == 0, kept.stderr
+    assert kept.stdout == left.stdout
     said = [line.strip() for line in kept.stdout.splitlines()]
     assert said[0] == "nothing of it is left to delete; --data would take what holds data, too"
     assert said[1:] == ["aws: what remains:", *remaining(settings)]

@@ -528,6 +528,31 @@ def test_h37_neither_half_a_body_nor_a_second_signal_keeps_the_server_from_endin
         assert server.process.wait(30) == 0
 
 
+@pytest.mark.parametrize("idle", [False, True], ids=["new", "kept"])
+def test_h37_a_request_that_has_just_arrived_when_sigterm_comes_is_answered(tmp_path: Path, idle: bool) -> None:
+    serving_models.write_model(tmp_path / "model")
+    with container(tmp_path, FERRY_WORKERS="2") as server, ExitStack() as stack:
+        expected = classify(server).body
+        clients = [stack.enter_context(server.connect()) for _ in range(20)]
+        for client in clients:
+            client.sendall(PING)
+            assert answer(client).status == 200
+        if not idle:
+            clients = [stack.enter_context(server.connect()) for _ in range(20)]
+        for client in clients:
+            client.sendall(post(b"Content-Length: %d" % len(BODY)) + BODY)
+        server.process.send_signal(signal.SIGTERM)
+        assert {answer(client).body for client in clients} == {expected}
+        assert server.process.wait(30) == 0
+
+
+def test_h19_half_a_connection_is_enough_for_an_answer(server: Server, golden: bytes) -> None:
+    with server.connect() as connection:
+        connection.sendall(post(b"Content-Length: %d" % len(BODY)) + BODY)
+        connection.shutdown(socket.SHUT_WR)
+        assert read_all(connection).endswith(golden)
+
+
 def test_h38_ping_and_a_request_are_503_until_the_model_has_answered_its_golden_inputs(tmp_path: Path) -> None:
     content = hold_back(tmp_path)
     with starting(tmp_path) as server:

@@ -24,6 +24,8 @@ MAX_HEADER_BYTES = 64 * 1024
 MAX_TARGET_BYTES = 8 * 1024
 # How long a client may leave what it is sent unread.
 _UNREAD_SECONDS = 20
+# How long after SIGTERM a connection that nobody has asked on is still read.
+_GRACE_SECONDS = 0.2
 # Connections closes silent ones; uvicorn does not have to.
 _NEVER = 10**6  # seconds
 
@@ -105,6 +107,10 @@ class Connection(HttpToolsProtocol):
             return False
         self._refuse(errors.BadLength("the body ended early"))
         return True
+
+    def shutdown(self) -> None:
+        """At SIGTERM: a request that has arrived and was not read yet is one that was accepted."""
+        self.loop.call_later(_GRACE_SECONDS, super().shutdown)
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
