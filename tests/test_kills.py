@@ -638,6 +638,7 @@ def doors_stay(names: Sequence[str], parts: int, emulator: Settings, folder: Pat
         doors_down(account, folder)
 
 
+@pytest.mark.slow
 def test_d5_doors_go_on_answering_bit_for_bit_while_commands_are_ended(emulator: Settings, tmp_path: Path) -> None:
     doors_stay(["release"], 1, emulator, tmp_path)
 
@@ -660,6 +661,7 @@ def test_d5_a_command_that_was_interrupted_at_any_of_its_effects_is_run_again(
     interrupted(name, number, emulator, tmp_path, 3)
 
 
+@pytest.mark.slow
 def test_d5_a_command_that_was_ended_at_a_moment_is_run_again(emulator: Settings, tmp_path: Path) -> None:
     ended_at_moments("data upload", 1, emulator, tmp_path)
 

@@ -171,6 +171,7 @@ def test_the_onnx_file_is_self_contained_and_says_nothing_about_the_machine(fini
         assert trace not in raw
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_file_from_raw_and_from_gzipped_images(finished: Finished, tmp_path: Path) -> None:
     again = run_executable(write_job(tmp_path, HYPERPARAMETERS, suffix=""))
     assert again.code == 0, again.log
