@@ -130,7 +130,7 @@ def many_models(name: str, folder: Path, threads: int) -> Server:
 
 
 def constant_server(name: str, cores: int) -> Server:
-    """The limit of HTTP itself: our server's binary, which reads the body and answers a constant."""
+    """The limit of HTTP itself: our server's library, which reads the body and answers a constant."""
     variables = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "BENCH_PROCESSES": str(cores)}
     return Server(name, "constant answer", [sys.executable, "-m", "bench.constant"], variables, "/invocations")
 
