@@ -15,7 +15,7 @@ from model_code.container.settings import ServeSettings
 from model_code.inference.contract import DEADLINE_SECONDS, MAX_BODY_BYTES, MAX_INSTANCES, Limits
 from model_code.inference.predictor import Predictor
 from tests import serving_models
-from tests.asgi import call
+from tests.exchanges import call
 from tests.serving_processes import Server, container
 
 CSV, LINES = {"Content-Type": "text/csv"}, {"Content-Type": "application/jsonlines"}

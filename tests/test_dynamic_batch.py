@@ -22,7 +22,7 @@ from model_code.inference.errors import DeadlineExceeded
 from model_code.inference.predictor import Predictor
 from model_code.inference.respond import respond, respond_together
 from tests import serving_models
-from tests.asgi import call
+from tests.exchanges import call, connect, few, read_answer
 
 TOGETHER = 16
 IMAGES = np.random.default_rng(5).normal(size=(40, 1, 28, 28)).astype(np.float32)
@@ -34,11 +34,13 @@ class Counting(Predictor):
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]
         self.batches: list[int] = []
+        self.threads: set[str] = set()
         self.entered, self.gate = threading.Event(), threading.Event()
         self.gate.set()
 
     def run(self, inputs: NDArray[np.float32], *, seconds: float = DEADLINE_SECONDS) -> NDArray[np.float32]:
         self.batches.append(len(inputs))
+        self.threads.add(threading.current_thread().name)
         self.entered.set()
         self.gate.wait()
         return super().run(inputs, seconds=seconds)
@@ -141,7 +143,7 @@ def test_the_worker_answers_what_waits_with_one_inference(tmp_path: Path) -> Non
         first = asyncio.create_task(call(app, "POST", "/invocations", body(IMAGES[:1])))
         await asyncio.to_thread(predictor.entered.wait)
         others = [asyncio.create_task(call(app, "POST", "/invocations", body(IMAGES[n : n + 1]))) for n in range(1, 6)]
-        while app._pending < 6:
+        while app.pending < 6:
             await asyncio.sleep(0.01)
         predictor.gate.set()
         answers = await asyncio.gather(first, *others)
@@ -152,6 +154,35 @@ def test_the_worker_answers_what_waits_with_one_inference(tmp_path: Path) -> Non
     alone = Predictor.load(tmp_path)
     for number, (status, _, answer) in enumerate(answers):
         assert status == 200
+        assert answer == respond(alone, request(body(IMAGES[number : number + 1]))).body
+
+
+def test_the_event_loop_answers_what_has_arrived_together_with_one_inference(tmp_path: Path) -> None:
+    serving_models.write_model(tmp_path)
+    loaded: list[Counting] = []
+
+    def load() -> Predictor:
+        predictor = Counting.load(tmp_path, timed=True)
+        assert isinstance(predictor, Counting)
+        loaded.append(predictor)
+        return predictor
+
+    async def scenario() -> list[bytes]:
+        app = Application(load, dynamic_batch=TOGETHER)
+        await app.open()
+        (predictor,) = loaded
+        clients = [await connect(app, few(1)) for _ in range(5)]
+        predictor.batches.clear()
+        for number, (_, writer) in enumerate(clients):
+            content = body(IMAGES[number : number + 1])
+            writer.write(b"POST /invocations HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
+        answers = [(await read_answer(reader))[2] for reader, _ in clients]
+        assert predictor.batches == [5]
+        assert not predictor.threads & {"inference-0"}
+        return answers
+
+    alone = Predictor.load(tmp_path)
+    for number, answer in enumerate(asyncio.run(scenario())):
         assert answer == respond(alone, request(body(IMAGES[number : number + 1]))).body
 
 
@@ -206,7 +237,7 @@ def test_whoever_has_an_answer_may_unload_the_model_nothing_refers_to_it_any_mor
             goes_on.wait()
 
         monkeypatch.setattr(loop, "call_soon_threadsafe", deliver_and_stay)
-        inferences, model = Inferences(1), Model()
+        inferences, model = Inferences(1, 1), Model()
         watched = weakref.ref(model)
         await inferences.infer(model, request(b"asked"))
         del model

@@ -332,6 +332,21 @@ def test_h31_five_hundred_slow_clients_keep_neither_ping_nor_a_new_one_waiting(s
     assert serves(server, golden)
 
 
+def test_h31_of_connections_that_come_at_once_each_worker_gets_as_many(server: Server) -> None:
+    def shares() -> list[int]:
+        return [
+            sum(link.laddr.port == server.port and bool(link.raddr) for link in psutil.Process(pid).net_connections())
+            for pid in workers(server)
+        ]
+
+    wait_until(lambda: sum(shares()) == 0)
+    with ExitStack() as stack:
+        for _ in range(40):
+            stack.enter_context(server.connect())
+        wait_until(lambda: sum(shares()) == 40)
+        assert max(shares()) <= 22
+
+
 def test_h31_slow_clients_keep_nobody_waiting_at_the_function(host: Server) -> None:
     expected = host.ask("POST", "/api/classify", BODY, JSON).body
     starts = [b"", b"POST /api/classify HTTP/1.1\r\nHost", post(b"Content-Length: 9999", path=path("host"))]
@@ -486,6 +501,7 @@ def test_h35_workers_that_are_all_killed_at_once_all_come_back(tmp_path: Path) -
         expected = classify(server).body
         for pid in workers(server):
             os.kill(pid, signal.SIGKILL)
+        assert classify(server).body == expected  # whoever comes meanwhile waits
         wait_until(lambda: server.log.read_text().count("this worker is ready") == 4)
         assert serves(server, expected)
 

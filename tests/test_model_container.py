@@ -1,4 +1,4 @@
-"""The serving half of the SageMaker container: the real `serve` process, and its ASGI application where time must be short."""
+"""The serving half of the SageMaker container: the real `serve` process, and its server in this process where time must be short."""
 
 import asyncio
 import http.client
@@ -23,7 +23,7 @@ from model_code.inference.contract import DEADLINE_SECONDS, MAX_BODY_BYTES, Limi
 from model_code.inference.errors import ModelInvalid
 from model_code.inference.predictor import Predictor
 from tests import serving_models
-from tests.asgi import call
+from tests.exchanges import call
 from tests.serving_processes import (
     LOOPBACK,
     SERVE,

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,6 +22,7 @@ from model_code.container.multi_model import MultiModelApplication
 from model_code.inference import errors
 from model_code.inference.contract import MAX_BODY_BYTES, Limits
 from tests import serving_models
+from tests.exchanges import call
 from tests.serving_processes import Reply, Server, container, wait_until
 
 JSON = {"Content-Type": "application/json"}
@@ -445,23 +447,23 @@ def test_pages_move_no_model_when_others_come_and_go(tmp_path: Path) -> None:
 
 def test_a_load_goes_on_to_its_end_when_sagemaker_hangs_up(tmp_path: Path) -> None:
     serving_models.write_model(tmp_path / "m")
+    file = tmp_path / "m" / environment.MODEL_FILE
+    content = file.read_bytes()
+    file.unlink()
+    os.mkfifo(file)  # cannot be read before somebody writes it
 
     async def scenario() -> None:
         models = table(tmp_path)
         app = MultiModelApplication(models, threads=1, limits=Limits())
         await app.open()
         order = json.dumps({"model_name": "x", "url": str(tmp_path / "m")}).encode()
-
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": order}
-
-        async def send(_: Any) -> None: ...
-
-        scope = {"type": "http", "method": "POST", "path": "/models", "headers": []}
-        asked = asyncio.create_task(app(scope, receive, send))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        asked = asyncio.create_task(call(app, "POST", "/models", order))
+        pipe = await asyncio.to_thread(file.open, "wb")  # which waits until the model is being read
         asked.cancel()
+        with suppress(asyncio.CancelledError):
+            await asked
+        with pipe:
+            await asyncio.to_thread(pipe.write, content)
         while not models.page(None)[0]:
             await asyncio.sleep(0.01)
         assert models.find("x").predictor is not None

@@ -31,7 +31,7 @@ from model_code.inference.openapi import CONTAINER, FUNCTION, openapi_document
 from model_code.inference.predictor import Predictor
 from model_code.inference.respond import STATUS, preprocess, respond
 from tests import http_faults, serving_models
-from tests.asgi import call
+from tests.exchanges import call
 from tests.http_faults import CSV, GREY, JPEG, JSON, LINES, NPY, PNG, as_image, as_json, as_npy
 from tests.serving_processes import LOOPBACK, START_SECONDS, Server, build_package, container, functions_host
 

@@ -86,7 +86,7 @@ IMPORT_TABLE: dict[str, set[str]] = {
         "model_code.container",
         "model_code.inference",
         "model_code.environment",
-        "uvicorn",
+        "httptools",
         "uvloop",
     },
     "function_app/*": {"azure.functions", "model_code.inference", "model_code.environment"},
@@ -153,7 +153,6 @@ IMPORT_TABLE: dict[str, set[str]] = {
         "PIL",
         "psutil",
         "torch",
-        "uvicorn",
     },
 }
 

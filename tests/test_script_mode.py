@@ -48,7 +48,7 @@ Case = tuple[bytes, dict[str, str]]
 
 
 # What only a server of our own needs.
-SERVER = {"click", "httptools", "uvicorn", "uvloop"}
+SERVER = {"httptools", "uvloop"}
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def test_what_serves_comes_out_of_the_archive(models: dict[str, Path], tmp_path:
     }
     assert {"inference", "model_code.inference.respond", "numpy", "onnxruntime", "simdjson"} <= ours.keys()
     assert {path.is_relative_to(model / "code") for path in ours.values()} == {True}
-    assert not {name for name in modules if name.partition(".")[0] in ("ferry", "infra", "uvicorn")}
+    assert not {name for name in modules if name.partition(".")[0] in ("ferry", "infra", "uvloop")}
 
 
 def test_the_callers_inference_id_names_an_error(models: dict[str, Path], tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from model_code import environment
-from model_code.container.http_server import Connections, serve
+from model_code.container.balance import Balance
+from model_code.container.connection import Connections
+from model_code.container.http_server import serve
 from model_code.container.loaded_models import LoadedModels
 from model_code.container.multi_model import MultiModelApplication
 from model_code.container.readiness import Readiness
@@ -39,6 +41,11 @@ MAX_CONNECTIONS = 2048
 HEADER_SECONDS = 20
 DRAIN_SECONDS = 25
 KILL_SECONDS = 28
+# How long a client may leave what it is sent unread.
+UNREAD_SECONDS = 20
+_RECEIVE_BYTES = 256 * 1024
+# Connections that wait to be accepted; the system may allow fewer (net.core.somaxconn).
+_BACKLOG = 2048
 
 _log = logging.getLogger(__name__)
 
@@ -64,8 +71,6 @@ LOGGING: dict[str, Any] = {
     "disable_existing_loggers": False,
     "formatters": {"json": {"()": JsonLines}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
-    # Below that it tells about its own life, which the supervisor does.
-    "loggers": {"uvicorn": {"level": "ERROR"}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
 }
 
@@ -75,7 +80,7 @@ def main() -> int:
     logging.config.dictConfig(LOGGING)
     try:
         settings = ServeSettings.from_environment()
-        _check_free(settings.address, settings.port)
+        listener = listen(settings.address, settings.port)
     except SettingError as error:
         _log.critical("%s", error)
         return 2
@@ -84,11 +89,11 @@ def main() -> int:
     gc.collect()
     gc.freeze()
     workers = 1 if settings.multi_model else settings.workers
-    readiness = Readiness.of(workers)
+    readiness, balances = Readiness.of(workers), Balance.of(workers)
     _log.info("listening on %s:%d with %d workers", settings.address, settings.port, workers)
     with tempfile.TemporaryDirectory(prefix="ferry-serve-") as folder:
-        work = partial(_work, settings, Path(folder), readiness)
-        return Supervisor(workers, work, drain_seconds=KILL_SECONDS).run()
+        work = partial(_work, settings, listener, Path(folder), readiness, balances)
+        return Supervisor(workers, work, listener, drain_seconds=KILL_SECONDS).run()
 
 
 def application(settings: ServeSettings, folder: Path, readiness: Readiness) -> Worker:
@@ -106,13 +111,20 @@ def application(settings: ServeSettings, folder: Path, readiness: Readiness) -> 
     )
 
 
-def _work(settings: ServeSettings, folder: Path, readiness: Sequence[Readiness], number: int) -> int:
-    """One worker's life; returns the exit code of its process where no signal ends it."""
+def _work(
+    settings: ServeSettings,
+    listener: socket.socket,
+    folder: Path,
+    readiness: Sequence[Readiness],
+    balances: Sequence[Balance],
+    number: int,
+) -> int:
+    """One worker's life; returns the exit code of its process."""
     mine = readiness[number]
     worker = application(settings, folder, mine)
-    connections = Connections(MAX_CONNECTIONS, HEADER_SECONDS)
+    connections = Connections(MAX_CONNECTIONS, HEADER_SECONDS, balances[number])
     try:
-        serve(worker, settings.address, settings.port, connections, drain_seconds=DRAIN_SECONDS)
+        serve(worker, listener, connections, drain_seconds=DRAIN_SECONDS)
     except (ModelInvalid, ResourcesExhausted) as error:
         _log.critical("the model cannot be served: %s: %s", error.code, error)
         return CANNOT_WORK if not mine.told else 1
@@ -129,7 +141,7 @@ def _predictor() -> Predictor:
     """The model below /opt/ml/model, which has to be the release that the deployment pins. Raises ModelInvalid."""
     release_id, model_json_sha256 = _pins()
     directory = environment.MlPaths.from_environment().model
-    return Predictor.load(directory, release_id=release_id, model_json_sha256=model_json_sha256)
+    return Predictor.load(directory, release_id=release_id, model_json_sha256=model_json_sha256, timed=True)
 
 
 def _describe() -> ModelDescription:
@@ -143,14 +155,22 @@ def _pins() -> tuple[str | None, str | None]:
     return os.environ.get(environment.RELEASE_ID), os.environ.get(environment.MODEL_JSON_SHA256)
 
 
-def _check_free(address: str, port: int) -> None:
-    """The workers share the port (SO_REUSEPORT) and would quietly share it with a stranger too."""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-        except OSError as error:
-            raise SettingError(
-                f"{environment.BIND_TO_PORT}: {address}:{port} cannot be bound ({error.strerror or error}); end what "
-                f"listens there, set another port, or another {environment.BIND_ADDRESS}"
-            ) from error
+def listen(address: str, port: int) -> socket.socket:
+    """The socket that all workers accept connections on. Raises SettingError."""
+    listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    # What the connections inherit: answers leave at once, a client that never reads its own does not keep it, and its connection,
+    # for ever (TCP_USER_TIMEOUT in tcp(7)), and a body of that size arrives as one while its worker computes.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1000)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setblocking(False)
+    try:
+        listener.bind((address, port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        raise SettingError(
+            f"{environment.BIND_TO_PORT}: {address}:{port} cannot be bound ({error.strerror or error}); end what "
+            f"listens there, set another port, or another {environment.BIND_ADDRESS}"
+        ) from error
+    return listener

@@ -6,26 +6,23 @@ Runtime computes without holding Python's lock: a request costs as much CPU time
 16 images), and every model is in memory once. Dropped: a table that processes share, where each would load every model.
 """
 
-import asyncio
 import json
 from collections.abc import Awaitable, Mapping
 from functools import partial
-from typing import Any, TypeVar
-from urllib.parse import parse_qs, quote, unquote
+from typing import Any
+from urllib.parse import parse_qs, unquote
 
-from model_code.container.body import Receive, read_body
+from model_code.container.exchange import Exchange, Route
 from model_code.container.loaded_models import LoadedModel, LoadedModels
 from model_code.container.readiness import Readiness
-from model_code.container.worker import READ_SECONDS, Scope, Worker, check_method, header
+from model_code.container.worker import READ_SECONDS, Worker, check_method, request_of
 from model_code.inference import errors
 from model_code.inference.codecs import JSON
-from model_code.inference.contract import DEFAULT_LIMITS, Limits, Response
+from model_code.inference.contract import DEFAULT_LIMITS, Limits, Request, Response
 from model_code.inference.respond import respond_together
 
 _MAX_ORDER_BYTES = 64 * 1024
 _PATHS = "/ping, /models, /models/{model_name} and /models/{model_name}/invoke"
-
-T = TypeVar("T")
 
 
 class MultiModelApplication(Worker):
@@ -42,65 +39,71 @@ class MultiModelApplication(Worker):
     ) -> None:
         super().__init__(threads=threads, limits=limits, read_seconds=read_seconds, readiness=readiness)
         self._models = models
-        self._changes: set[asyncio.Task[Any]] = set()
 
     async def _open(self) -> None:
         await self._models.restore()
 
-    async def _answer(self, scope: Scope, receive: Receive, request_id: str) -> Response:
-        match _segments(scope):
+    def _route(self, exchange: Exchange) -> Route:
+        most = self.limits.body_bytes
+        match _segments(exchange.path):
             case ["ping"]:
-                check_method(scope, "GET")
-                return Response(200, b"", {})
+                check_method(exchange, "GET")
+                return Route(_ping, most)
             case ["models"]:
-                check_method(scope, "GET", "POST")
-                return self._list(scope) if scope["method"] == "GET" else await self._load(scope, receive)
+                check_method(exchange, "GET", "POST")
+                return Route(self._list if exchange.method == "GET" else self._load, _MAX_ORDER_BYTES)
             case ["models", name]:
-                check_method(scope, "GET", "DELETE")
-                return await self._get_or_unload(scope, name)
+                check_method(exchange, "GET", "DELETE")
+                return Route(partial(self._get if exchange.method == "GET" else self._unload, name), most)
             case ["models", name, "invoke"]:
-                check_method(scope, "POST")
-                return await self._invoke(scope, receive, request_id, name)
+                check_method(exchange, "POST")
+                self._models.find(name)
+                return Route(partial(self._invoke, name), most)
             case _:
                 raise errors.NotFound(f"no such path; there are {_PATHS}")
 
-    def _list(self, scope: Scope) -> Response:
-        query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
-        models, token = self._models.page(query.get("next_page_token", [None])[0])
+    def _list(self, exchange: Exchange) -> None:
+        models, token = self._models.page(parse_qs(exchange.query).get("next_page_token", [None])[0])
         document: dict[str, Any] = {"models": [_document(model) for model in models]}
         if token is not None:
             document["nextPageToken"] = token
-        return _json(document)
+        exchange.answer(_json(document))
 
-    async def _load(self, scope: Scope, receive: Receive) -> Response:
-        announced = header(scope, "content-length")
-        name, url = _order(await read_body(receive, announced, self._read_seconds, _MAX_ORDER_BYTES, self._room))
-        return _json(_document(await self._to_the_end(self._models.load(name, url))))
+    def _load(self, exchange: Exchange) -> None:
+        name, url = _order(exchange.body)
+        self._change(exchange, self._models.load(name, url))
 
-    async def _get_or_unload(self, scope: Scope, name: str) -> Response:
-        if scope["method"] == "GET":
-            return _json(_document(self._models.find(name)))
-        return _json(_document(await self._to_the_end(self._models.unload(name))))
+    def _unload(self, name: str, exchange: Exchange) -> None:
+        self._change(exchange, self._models.unload(name))
 
-    async def _invoke(self, scope: Scope, receive: Receive, request_id: str, name: str) -> Response:
-        self._models.find(name)
-        request = await self._read(scope, receive, request_id)
+    def _get(self, name: str, exchange: Exchange) -> None:
+        exchange.answer(_json(_document(self._models.find(name))))
+
+    def _invoke(self, name: str, exchange: Exchange) -> None:
+        self._answer_later(exchange, self._infer(name, request_of(exchange)))
+
+    async def _infer(self, name: str, request: Request) -> Response:
         with self._models.use(name) as predictor:
-            return await self._infer(partial(respond_together, predictor, instances=1, limits=self._limits), request)
+            respond = partial(respond_together, predictor, instances=1, limits=self.limits)
+            return await self._inferences.infer(respond, request)
 
-    async def _to_the_end(self, change: Awaitable[T]) -> T:
-        """Also when SageMaker hangs up, which it does after 60 seconds and asks again: nothing stays half loaded."""
-        task = asyncio.ensure_future(change)
-        self._changes.add(task)
-        task.add_done_callback(self._changes.discard)
-        return await asyncio.shield(task)
+    def _change(self, exchange: Exchange, change: Awaitable[LoadedModel]) -> None:
+        """To its end, also when SageMaker hangs up, which it does after 60 seconds and asks again: nothing stays half loaded."""
+
+        async def response() -> Response:
+            return _json(_document(await change))
+
+        self._answer_later(exchange, response())
 
 
-def _segments(scope: Scope) -> list[str]:
+def _ping(exchange: Exchange) -> None:
+    exchange.answer(Response(200, b"", {}))
+
+
+def _segments(path: str) -> list[str]:
     """The path between its slashes; one that is escaped belongs to the name."""
-    raw = scope.get("raw_path") or quote(scope["path"]).encode()
     try:
-        return [unquote(segment, errors="strict") for segment in raw.decode("ascii").split("/")[1:]]
+        return [unquote(segment, errors="strict") for segment in path.split("/")[1:]]
     except UnicodeDecodeError as error:
         raise errors.NotFound("the path is not UTF-8") from error
 

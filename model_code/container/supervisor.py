@@ -1,14 +1,14 @@
 """Forks the worker processes, replaces those that end, and ends them all.
 
 The first process of the container holds no model and answers nothing: it waits for signals, one at a time, so that none can come
-between two of its steps. gunicorn's arbiter does as much, but its workers share one listening socket, and uvicorn's starts new
-interpreters, which share no memory (docs/decisions.md).
+between two of its steps. gunicorn's arbiter does as much, but wants workers of gunicorn's own (docs/decisions.md).
 """
 
 import ctypes
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,11 +31,17 @@ class _Started:
 
 
 class Supervisor:
-    """Keeps `workers` processes alive, of which each runs `work` with its own number, from 0."""
+    """Keeps `workers` processes alive, of which each runs `work` with its own number, from 0.
 
-    def __init__(self, workers: int, work: Callable[[int], int], *, drain_seconds: float) -> None:
+    They all accept connections on `listener`, where those wait too that come while a worker is replaced.
+    """
+
+    def __init__(
+        self, workers: int, work: Callable[[int], int], listener: socket.socket, *, drain_seconds: float
+    ) -> None:
         self._workers = workers
         self._work = work
+        self._listener = listener
         self._drain_seconds = drain_seconds
         self._alive: dict[int, _Started] = {}
         self._due: dict[int, float] = {}
@@ -122,6 +128,7 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
     def _end(self) -> None:
+        self._listener.close()
         for pid in self._alive:
             os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + self._drain_seconds

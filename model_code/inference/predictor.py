@@ -4,6 +4,7 @@ import errno
 import hashlib
 import math
 import os
+import re
 import time
 from pathlib import Path
 
@@ -30,13 +31,19 @@ from model_code.inference.watchdog import Watchdog
 
 # Largest difference of a probability between the training framework and this machine that still counts as the same answer.
 PROBABILITY_TOLERANCE = 1e-5
-_FEW = 4  # instances
+_FEW, _SEVERAL = 4, 16  # instances
 _QUICK_SECONDS = 0.02
+# Operators whose inputs decide how much is computed, as NodeProto names them in a file: field 4, a length, the name.
+_CONTROL_FLOW = re.compile(rb'"(?:\x04Loop|\x04Scan|\x02If|\x0bSequenceMap)')
 _NO_RESOURCES = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 class Predictor:
-    """A verified model; `run` may be called from several threads at once (ONNX Runtime sessions allow it)."""
+    """A verified model; `run` may be called from several threads at once (ONNX Runtime sessions allow it).
+
+    `seconds_an_instance` is how long each instance of a batch takes on this machine, as the golden ones tell; infinite where that
+    was not tried, and for a model with control flow, of which every request decides how long it takes.
+    """
 
     release_id: str
     description: ModelDescription
@@ -52,6 +59,7 @@ class Predictor:
         self._watchdog = watchdog or Watchdog()
         self._input_name = description.signature.input.name
         self._output_names = [description.signature.output.name]
+        self.seconds_an_instance = math.inf
 
     @classmethod
     def load(
@@ -63,13 +71,14 @@ class Predictor:
         model_json_sha256: str | None = None,
         keep_memory: bool = True,
         watchdog: Watchdog | None = None,
+        timed: bool = False,
     ) -> "Predictor":
         """Read, verify and warm up the model in `directory`.
 
         Each file is read once and the session is made from the bytes that were hashed, so nothing can change in between.
         `threads` is the number of threads of one inference; `release_id` and `model_json_sha256` pin what a deployment
         expects. With `keep_memory` the model keeps what its largest batch so far took, for the next one; several models in
-        one process rather give it back, and share one `watchdog`. Raises ModelInvalid (DigestMismatch where a digest or the
+        one process rather give it back, and share one `watchdog`. With `timed` it knows `seconds_an_instance`. Raises ModelInvalid (DigestMismatch where a digest or the
         release id differs), and ResourcesExhausted where memory does not suffice.
         """
         description = load_description(directory, release_id=release_id, model_json_sha256=model_json_sha256)
@@ -79,6 +88,8 @@ class Predictor:
         predictor = cls(_session(model, threads, keep_memory), description, watchdog)
         predictor._check_signature()
         predictor._check_golden()
+        if timed and not _CONTROL_FLOW.search(model):
+            predictor.seconds_an_instance = predictor._time_golden()
         return predictor
 
     def run(self, inputs: NDArray[np.float32], *, seconds: float = DEADLINE_SECONDS) -> NDArray[np.float32]:
@@ -144,6 +155,16 @@ class Predictor:
         finally:
             self._watchdog.forget(run)
         raise DeadlineExceeded(f"the inference was ended after {seconds:.1f} seconds; try again with fewer instances")
+
+    def _time_golden(self) -> float:
+        golden = self.description.signature.golden.inputs
+        several = golden[np.arange(_SEVERAL) % len(golden)]
+        times = []
+        for _ in range(3):
+            started = time.monotonic()
+            self.run(several)
+            times.append(time.monotonic() - started)
+        return min(times) / _SEVERAL
 
     def _check_signature(self) -> None:
         signature = self.description.signature

@@ -1,0 +1,198 @@
+"""HTTP/1.1 as the container's server speaks it, with a worker in this process: order, ends, and what a client may leave out."""
+
+import asyncio
+import email.utils
+import json
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from model_code.container.balance import Balance
+from model_code.container.server import Application
+from model_code.inference.contract import DEADLINE_SECONDS
+from model_code.inference.predictor import Predictor
+from tests import serving_models
+from tests.exchanges import Answer, connect, few, read_answer
+
+IMAGES = np.random.default_rng(0).normal(size=(2, 1, 28, 28)).astype(np.float32)
+BODY = json.dumps({"data": IMAGES.tolist()}).encode()
+DIGITS = {"digits": serving_models.log_probabilities(IMAGES).argmax(axis=1).tolist()}
+T = TypeVar("T")
+PING = b"GET /ping HTTP/1.1\r\nHost: test\r\n\r\n"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    serving_models.write_model(tmp_path)
+    return tmp_path
+
+
+def post(*headers: bytes, path: bytes = b"/invocations", body: bytes = BODY) -> bytes:
+    head = [b"POST " + path + b" HTTP/1.1", b"Host: test", b"Content-Length: %d" % len(body), *headers]
+    return b"\r\n".join(head) + b"\r\n\r\n" + body
+
+
+def run(model: Path, conversation: Callable[[Application], Awaitable[T]]) -> T:
+    """What the conversation gets from a worker whose model infers on the event loop."""
+
+    async def scenario() -> T:
+        app = Application(lambda: Predictor.load(model, timed=True))
+        await app.open()
+        return await conversation(app)
+
+    return asyncio.run(scenario())
+
+
+def say(model: Path, content: bytes, answers: int) -> tuple[list[Answer], bytes]:
+    """The answers to all that is sent on one connection, and what follows them until the server ends it or is told the end."""
+
+    async def conversation(app: Application) -> tuple[list[Answer], bytes]:
+        reader, writer = await connect(app, few(1))
+        writer.write(content)
+        given = [await read_answer(reader) for _ in range(answers)]
+        writer.write_eof()
+        rest = await reader.read()
+        writer.close()
+        return given, rest
+
+    return run(model, conversation)
+
+
+def test_requests_that_do_not_wait_are_answered_in_their_order(model: Path) -> None:
+    answers, rest = say(model, PING + post() + post(body=b"{") + PING + post(path=b"/nothing") + post(), 6)
+    assert [status for status, _, _ in answers] == [200, 200, 400, 200, 404, 200]
+    assert json.loads(answers[1][2]) == json.loads(answers[5][2]) == DIGITS
+    assert rest == b""
+
+
+def test_thousands_of_requests_at_once_are_all_answered(model: Path) -> None:
+    answers, _ = say(model, PING * 5000, 5000)
+    assert {status for status, _, _ in answers} == {200}
+
+
+def test_every_answer_has_a_date_and_a_length(model: Path) -> None:
+    (answer,), _ = say(model, PING, 1)
+    assert email.utils.parsedate_to_datetime(answer[1]["date"]).tzname() == "UTC"
+    assert answer[1]["content-length"] == "0"
+
+
+def test_head_gets_the_headers_alone(model: Path) -> None:
+    async def conversation(app: Application) -> tuple[Answer, Answer]:
+        reader, writer = await connect(app, few(1))
+        writer.write(b"HEAD /ping HTTP/1.1\r\nHost: test\r\n\r\n" + PING)
+        first = await read_answer(reader, has_body=False)
+        second = await read_answer(reader)
+        writer.close()
+        return first, second
+
+    first, second = run(model, conversation)
+    assert (first[0], second[0]) == (405, 200)
+    assert int(first[1]["content-length"]) > 0
+
+
+def test_a_target_may_be_a_whole_url(model: Path) -> None:
+    answers, _ = say(model, b"GET http://test:8080/ping?a=b HTTP/1.1\r\nHost: test\r\n\r\n", 1)
+    assert answers[0][0] == 200
+
+
+@pytest.mark.parametrize("version", [b"HTTP/1.0", b"HTTP/1.0\r\nConnection: keep-alive"])
+def test_an_older_client_gets_one_answer_and_the_end(model: Path, version: bytes) -> None:
+    answers, rest = say(model, b"GET /ping " + version + b"\r\n\r\n" + PING, 1)
+    assert (answers[0][0], answers[0][1]["connection"], rest) == (200, "close", b"")
+
+
+def test_what_follows_a_request_that_ends_the_connection_is_not_answered(model: Path) -> None:
+    answers, rest = say(model, post(b"Connection: close") + PING, 1)
+    assert (answers[0][0], answers[0][1]["connection"], rest) == (200, "close", b"")
+
+
+@pytest.mark.parametrize("protocol", [b"websocket", b"h2c"])
+def test_an_upgrade_is_not_made_and_a_body_behind_it_is_refused(model: Path, protocol: bytes) -> None:
+    upgrade = b"Connection: upgrade\r\nUpgrade: " + protocol
+    (ping,), _ = say(model, PING[:-2] + upgrade + b"\r\n\r\n", 1)
+    (refused,), rest = say(model, post(upgrade) + PING, 1)
+    assert (ping[0], ping[1]["connection"]) == (200, "close")
+    assert (refused[0], json.loads(refused[2])["error"]["code"]) == (400, "BAD_HTTP")
+    assert rest == b""
+
+
+def test_what_follows_the_last_chunk_is_no_header(model: Path) -> None:
+    head = b"POST /invocations HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunks = b"%x\r\n%s\r\n0\r\nContent-Type: text/plain\r\nAccept: text/plain\r\n\r\n" % (len(BODY), BODY)
+    answers, _ = say(model, head + chunks + PING, 2)
+    assert [status for status, _, _ in answers] == [200, 200]
+
+
+def test_who_waits_for_leave_to_send_gets_it_or_the_refusal(model: Path) -> None:
+    async def conversation(app: Application) -> tuple[bytes, Answer, Answer]:
+        reader, writer = await connect(app, few(1))
+        head, _, body = post(b"Expect: 100-continue").partition(b"\r\n\r\n")
+        writer.write(head + b"\r\n\r\n")
+        leave = await reader.readuntil(b"\r\n\r\n")
+        writer.write(body)
+        answer = await read_answer(reader)
+        writer.write(post(b"Expect: 100-continue", path=b"/nothing").partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
+        refusal = await read_answer(reader)
+        assert await reader.read() == b""  # nobody knows whether the body still comes
+        writer.close()
+        return leave, answer, refusal
+
+    leave, answer, refusal = run(model, conversation)
+    assert leave == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert (answer[0], json.loads(answer[2])) == (200, DIGITS)
+    assert (refusal[0], refusal[1]["connection"]) == (404, "close")
+
+
+def test_where_all_connections_wait_for_answers_another_one_is_503_and_a_silent_one_makes_room(model: Path) -> None:
+    gate, entered = threading.Event(), threading.Event()
+
+    class Gated(Predictor):
+        def run(self, inputs: NDArray[np.float32], *, seconds: float = DEADLINE_SECONDS) -> NDArray[np.float32]:
+            if len(inputs) == len(IMAGES):  # not the golden inference
+                entered.set()
+                gate.wait()
+            return super().run(inputs, seconds=seconds)
+
+    async def scenario() -> None:
+        app, connections = Application(lambda: Gated.load(model)), few(2)
+        await app.open()
+        silent, _ = await connect(app, connections)
+        one, writer = await connect(app, connections)
+        writer.write(post())
+        await asyncio.to_thread(entered.wait)
+        another, another_writer = await connect(app, connections)
+        assert await silent.read() == b""
+        another_writer.write(post())
+        await until_pending(app, 2)
+        refused, _ = await connect(app, connections)
+        status, headers, _ = await read_answer(refused)
+        assert (status, headers["connection"], headers["retry-after"]) == (503, "close", "1")
+        gate.set()
+        assert (await read_answer(one))[0] == (await read_answer(another))[0] == 200
+
+    asyncio.run(scenario())
+
+
+async def until_pending(app: Application, requests: int) -> None:
+    while app.pending < requests:
+        await asyncio.sleep(0.01)
+
+
+def test_each_worker_takes_its_share_of_what_arrives() -> None:
+    one, other, starting = Balance.of(3)
+    one.listen()
+    other.listen()
+    one.tell(5)
+    other.tell(2)
+    assert (one.share(1), other.share(1)) == (-1, 2)
+    assert (one.share(5), other.share(5)) == (1, 4)
+    starting.listen()
+    assert [worker.share(5) for worker in (one, other, starting)] == [-1, 2, 4]
+    other.leave()
+    other.tell(0)
+    assert (one.share(1), starting.share(1)) == (-2, 3)
