@@ -13,6 +13,7 @@ All ways take turns, and a ratio is the median of the ratios in each turn. Files
 the package costs on Azure comes on top, and is why its size counts.
 """
 
+import compileall
 import json
 import os
 import py_compile
@@ -69,10 +70,11 @@ def unpack_ways(package: Path, folder: Path) -> list[Way]:
         published.mkdir()
         shutil.copy(_PUBLISHED, published / "function_app.py")
         shutil.copytree(ours / "release", published / "release")
-    shutil.copytree(ours / ".python_packages", with_bytecode / ".python_packages")
-    py_compile.compile(str(with_bytecode / "function_app.py"), doraise=True)
-    sources_only = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ours / ".python_packages", without / ".python_packages", ignore=sources_only)
+        shutil.copytree(
+            ours / ".python_packages", published / ".python_packages", ignore=shutil.ignore_patterns("__pycache__")
+        )
+    # As `python -m compileall` does it, without the options that `ferry package` has.
+    compileall.compile_dir(with_bytecode, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
     return [Way(OURS, ours), Way(WITHOUT_BYTECODE, without), Way(WITH_BYTECODE, with_bytecode)]
 
 

@@ -183,19 +183,22 @@ def _bytecode(files: Mapping[str, bytes], interpreter: str) -> dict[str, bytes]:
 
     Unchecked: the host mounts the package read-only, and a zip has no times that a check could trust. A fresh process with
     a fixed hash seed, because the order of a set and the sharing of strings show in the bytes; not -I, which would ignore
-    the seed.
+    the seed. Without docstrings, a third of it, and assertions, as `python -OO` would run it; but Azure's worker runs without
+    -OO and looks for bytecode under its plain name.
     """
     with tempfile.TemporaryDirectory(prefix="ferry-package-") as folder:
         root = Path(folder)
         _write_tree(root, {name: content for name, content in files.items() if name.endswith(".py")})
-        command = [interpreter, "-P", "-s", "-S", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
+        command = [interpreter, "-P", "-s", "-S", "-m", "compileall", "-q", "-o", "2"]
+        command += ["--invalidation-mode", "unchecked-hash"]
         command += ["-s", folder, "-p", _MOUNT, folder]
         finished = subprocess.run(
             command, env={"PYTHONHASHSEED": "0"}, capture_output=True, text=True, check=False, cwd=folder
         )
         if finished.returncode != 0:
             raise PackageError(f"some source of the package does not compile:\n{finished.stdout}{finished.stderr}")
-        return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*.pyc")}
+        compiled = root.rglob("*.pyc")
+        return {path.relative_to(root).as_posix().replace(".opt-2", ""): path.read_bytes() for path in compiled}
 
 
 def _zip(files: Mapping[str, bytes]) -> bytes:

@@ -8,8 +8,8 @@ the files below /opt/ml (SageMaker Developer Guide, "How Amazon SageMaker provid
 """
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 # The release that the deployment expects; the server refuses any other model.
 RELEASE_ID = "FERRY_RELEASE_ID"
@@ -113,8 +113,7 @@ ACCURACY_PATH = "multiclass_classification_metrics.accuracy.value"
 MANIFEST_SHA256_PATH = "dataset.manifest_sha256"
 
 
-@dataclass(frozen=True)
-class MlPaths:
+class MlPaths(NamedTuple):
     """The /opt/ml layout below `base`; SAGEMAKER_BASE_DIR moves it, as it does for AWS's own toolkits."""
 
     base: Path
@@ -168,8 +167,7 @@ class MlPaths:
         return self.base / "input" / "data" / name
 
 
-@dataclass(frozen=True)
-class ProcessingPaths:
+class ProcessingPaths(NamedTuple):
     """The layout of the processing jobs below `base`: the pipeline names these folders, SageMaker fills and uploads them.
 
     `raw`, `train` and `test` are preprocessing's, the rest is the evaluation's.

@@ -30,13 +30,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
+# torch sets the first one when it is imported, pytest the other.
+_NOT_OURS = ("TORCHINDUCTOR_CACHE_DIR", "PYTEST_CURRENT_TEST")
+
+
 @pytest.fixture(autouse=True)
 def _environment_is_left_as_it_was() -> object:
     """A test may set variables with monkeypatch only; anything else would leak into the next one."""
     before = dict(os.environ)
     yield
-    left = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
-    before.pop("PYTEST_CURRENT_TEST", None)
+    left = {name: value for name, value in os.environ.items() if name not in _NOT_OURS}
+    before = {name: value for name, value in before.items() if name not in _NOT_OURS}
     assert left == before
 
 

@@ -3,7 +3,6 @@
 The golden outputs are computed with numpy alone, so that they are a second opinion on ONNX Runtime's.
 """
 
-import dataclasses
 import gzip
 import hashlib
 import io
@@ -162,8 +161,7 @@ def write_table_model(directory: Path) -> ModelDescription:
     raw = bytes(model.SerializeToString())
     rows = np.random.default_rng(5).normal(size=(3, 4)).astype(np.float32)
     images = describe(raw)
-    description = dataclasses.replace(
-        images,
+    description = images._replace(
         model="table",
         signature=Signature(
             input=TensorSpec(INPUT.name, (None, 4), "float32"),
@@ -201,8 +199,7 @@ def write_colour_model(directory: Path) -> ModelDescription:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     raw = bytes(model.SerializeToString())
     inputs = np.random.default_rng(7).normal(size=(3, 3, 4, 6)).astype(np.float32)
-    description = dataclasses.replace(
-        describe(raw),
+    description = describe(raw)._replace(
         model="colour",
         signature=Signature(
             input=TensorSpec(INPUT.name, (None, 3, 4, 6), "float32"),

@@ -118,8 +118,9 @@ def test_a_model_whose_answers_depend_on_their_neighbours_is_asked_one_by_one(tm
 def test_golden_inputs_that_are_all_alike_prove_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serving_models.write_model(tmp_path)
     predictor = Predictor.load(tmp_path)
-    golden = predictor.description.signature.golden
-    object.__setattr__(golden, "inputs", golden.inputs[[0, 0, 0, 0]])
+    signature = predictor.description.signature
+    golden = signature.golden._replace(inputs=signature.golden.inputs[[0, 0, 0, 0]])
+    predictor.description = predictor.description._replace(signature=signature._replace(golden=golden))
     assert not predictor.joins(TOGETHER)
 
 

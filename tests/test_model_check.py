@@ -5,7 +5,6 @@ import hashlib
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -357,9 +356,9 @@ def described(folder: Path, raw: bytes) -> Path:
     description = describe(raw)
     inputs = description.signature.golden.inputs
     answers: Any = ReferenceEvaluator(onnx.ModelProto.FromString(raw)).run(None, {INPUT.name: inputs})
-    signature = replace(description.signature, golden=Golden(inputs, answers[0]))
+    signature = description.signature._replace(golden=Golden(inputs, answers[0]))
     (folder / MODEL_FILE).write_bytes(raw)
-    (folder / SIGNATURE_FILE).write_bytes(model_json_bytes(replace(description, signature=signature)))
+    (folder / SIGNATURE_FILE).write_bytes(model_json_bytes(description._replace(signature=signature)))
     return folder
 
 

@@ -1,6 +1,5 @@
 """The serving core on plain bytes: what it accepts, what it refuses and with which code, and which models it loads."""
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -487,8 +486,8 @@ def test_a_model_whose_golden_inference_does_not_end_is_not_served(tmp_path: Pat
 
     description = serving_models.write_slow_model(tmp_path)
     endless = Golden(serving_models.SLOW, serving_models.log_probabilities(serving_models.SLOW))
-    signature = dataclasses.replace(description.signature, golden=endless)
-    (tmp_path / "model.json").write_bytes(model_json_bytes(dataclasses.replace(description, signature=signature)))
+    signature = description.signature._replace(golden=endless)
+    (tmp_path / "model.json").write_bytes(model_json_bytes(description._replace(signature=signature)))
     with pytest.raises(errors.ModelInvalid, match="the golden inference failed: the inference was ended after"):
         Hasty.load(tmp_path)
 
@@ -662,14 +661,14 @@ def test_what_is_no_strict_json_is_no_model_json(raw: bytes) -> None:
 def rewrite(directory: Path, **changes: Any) -> None:
     """Change the description in a model directory."""
     path = directory / "model.json"
-    path.write_bytes(model_json_bytes(dataclasses.replace(parse_model_json(path.read_bytes()), **changes)))
+    path.write_bytes(model_json_bytes(parse_model_json(path.read_bytes())._replace(**changes)))
 
 
 def replace_model(directory: Path, model: bytes) -> None:
     """Put another ONNX file in place, with a model.json that vouches for its bytes."""
     (directory / "model.onnx").write_bytes(model)
     described = parse_model_json((directory / "model.json").read_bytes()).onnx
-    rewrite(directory, onnx=dataclasses.replace(described, sha256=hashlib.sha256(model).hexdigest(), size=len(model)))
+    rewrite(directory, onnx=described._replace(sha256=hashlib.sha256(model).hexdigest(), size=len(model)))
 
 
 def test_a_model_is_loaded_under_its_pins(tmp_path: Path) -> None:
@@ -718,8 +717,8 @@ def test_what_onnx_runtime_cannot_read_is_refused(tmp_path: Path, model: bytes) 
 
 def test_a_model_with_another_signature_is_refused(tmp_path: Path) -> None:
     description = serving_models.write_model(tmp_path)
-    renamed = dataclasses.replace(serving_models.INPUT, name="pixels")
-    rewrite(tmp_path, signature=dataclasses.replace(description.signature, input=renamed))
+    renamed = serving_models.INPUT._replace(name="pixels")
+    rewrite(tmp_path, signature=description.signature._replace(input=renamed))
     with pytest.raises(errors.ModelInvalid, match="pixels"):
         Predictor.load(tmp_path)
 
@@ -736,7 +735,7 @@ def test_a_golden_probability_that_is_off_by_more_than_the_tolerance_is_refused(
     golden = description.signature.golden
     for shift, refused in ((1e-6, False), (1e-3, True)):
         outputs = np.log(np.exp(golden.outputs) + np.float32(shift))
-        moved = dataclasses.replace(description.signature, golden=Golden(golden.inputs, outputs))
+        moved = description.signature._replace(golden=Golden(golden.inputs, outputs))
         rewrite(tmp_path, signature=moved)
         if refused:
             with pytest.raises(errors.ModelInvalid, match="off by"):
@@ -758,7 +757,7 @@ def test_golden_probabilities_that_are_no_numbers_are_refused(tmp_path: Path) ->
     replace_model(tmp_path, model.SerializeToString())
     matrix, bias = (values * 1000 for values in serving_models.weights(0))
     outputs = (golden.inputs.reshape(len(golden.inputs), -1) @ matrix + bias).astype(np.float32)
-    rewrite(tmp_path, signature=dataclasses.replace(description.signature, golden=Golden(golden.inputs, outputs)))
+    rewrite(tmp_path, signature=description.signature._replace(golden=Golden(golden.inputs, outputs)))
     with pytest.raises(errors.ModelInvalid, match="off by nan"):
         Predictor.load(tmp_path)
 
@@ -790,17 +789,17 @@ def test_probabilities_follow_the_activation_of_the_signature(
 ) -> None:
     expected = np.exp(serving_models.log_probabilities(inputs))
     outputs = {"log_softmax": np.log(expected), "logits": np.log(expected) + 700, "probabilities": expected}[activation]
-    signature = dataclasses.replace(predictor.description.signature, activation=activation)
+    signature = predictor.description.signature._replace(activation=activation)
     no_session: Any = None
-    other = Predictor(no_session, dataclasses.replace(predictor.description, signature=signature))
+    other = Predictor(no_session, predictor.description._replace(signature=signature))
     np.testing.assert_allclose(other.probabilities(outputs), expected, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("error")
 def test_logits_as_far_apart_as_float32_allows_are_a_certainty(predictor: Predictor) -> None:
-    signature = dataclasses.replace(predictor.description.signature, activation="logits")
+    signature = predictor.description.signature._replace(activation="logits")
     no_session: Any = None
-    other = Predictor(no_session, dataclasses.replace(predictor.description, signature=signature))
+    other = Predictor(no_session, predictor.description._replace(signature=signature))
     assert other.probabilities(np.array([[3e38, -3e38]], np.float32)).tolist() == [[1.0, 0.0]]
 
 

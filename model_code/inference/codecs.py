@@ -21,11 +21,10 @@ import math
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import simdjson
@@ -78,25 +77,21 @@ _to_json = json.JSONEncoder(allow_nan=False).encode
 Shape = tuple[int | None, ...]
 
 
-# What is made for every request is not frozen: that would double the time it takes to make it.
-@dataclass(slots=True, eq=False)
-class Batch:
+class Batch(NamedTuple):
     """What a decoder found: normalised inputs (n, ...), and whether the caller wants probabilities too."""
 
     inputs: NDArray[np.float32]
     probabilities: bool
 
 
-@dataclass(slots=True, eq=False)
-class Answer:
+class Answer(NamedTuple):
     """What an encoder writes: n labels, and the probabilities (n, classes) where they were asked for."""
 
     labels: list[int | str]
     probabilities: NDArray[np.float32] | None
 
 
-@dataclass(frozen=True)
-class NpyHeader:
+class NpyHeader(NamedTuple):
     """How the data of a .npy file is to be read."""
 
     dtype: np.dtype[Any]

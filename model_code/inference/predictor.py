@@ -17,6 +17,7 @@ from model_code.inference.contract import (
     DEADLINE_SECONDS,
     MAX_INSTANCES,
     ModelDescription,
+    Signature,
     TensorSpec,
     parse_model_json,
 )
@@ -53,9 +54,8 @@ class Predictor:
     ) -> None:
         self.description = description
         self.release_id = description.release_id
-        self._session = session
-        # Without the wrapper, which looks for missing inputs in every run: what a signature says has been checked.
-        self._inner = getattr(session, "_sess", session)
+        # Without the wrapper, which looks for missing inputs in every run, and keeps the file's bytes to make another session of.
+        self._session = getattr(session, "_sess", session)
         self._watchdog = watchdog or Watchdog()
         self._input_name = description.signature.input.name
         self._output_names = [description.signature.output.name]
@@ -85,8 +85,9 @@ class Predictor:
         model = _read(directory / environment.MODEL_FILE)
         _expect("size of model.onnx", str(len(model)), str(description.onnx.size))
         _expect("sha256 of model.onnx", _sha256(model), description.onnx.sha256)
-        predictor = cls(_session(model, threads, keep_memory), description, watchdog)
-        predictor._check_signature()
+        session = _session(model, threads, keep_memory)
+        _check_signature(session, description.signature)
+        predictor = cls(session, description, watchdog)
         predictor._check_golden()
         if timed and not _CONTROL_FLOW.search(model):
             predictor.seconds_an_instance = predictor._time_golden()
@@ -145,7 +146,7 @@ class Predictor:
     def _run_until(self, deadline: float, inputs: NDArray[np.float32], seconds: float) -> NDArray[np.float32]:
         run = self._watchdog.watch(deadline)
         try:
-            outputs: NDArray[np.float32] = self._inner.run(self._output_names, {self._input_name: inputs}, run[1])[0]
+            outputs: NDArray[np.float32] = self._session.run(self._output_names, {self._input_name: inputs}, run[1])[0]
         except Exception:
             if not run[1].terminate:
                 raise
@@ -165,16 +166,6 @@ class Predictor:
             self.run(several)
             times.append(time.monotonic() - started)
         return min(times) / _SEVERAL
-
-    def _check_signature(self) -> None:
-        signature = self.description.signature
-        for kind, nodes, spec in (
-            ("inputs", self._session.get_inputs(), signature.input),
-            ("outputs", self._session.get_outputs(), signature.output),
-        ):
-            found = [TensorSpec(node.name, _shape(node.shape), _dtype(node.type)) for node in nodes]
-            if found != [spec]:
-                raise ModelInvalid(f"model.onnx: its {kind} are {found}; model.json says {spec}")
 
     def _check_golden(self) -> None:
         golden = self.description.signature.golden
@@ -203,6 +194,16 @@ def load_description(
     if release_id is not None:
         _expect("release id", description.release_id, release_id)
     return description
+
+
+def _check_signature(session: ort.InferenceSession, signature: Signature) -> None:
+    for kind, nodes, spec in (
+        ("inputs", session.get_inputs(), signature.input),
+        ("outputs", session.get_outputs(), signature.output),
+    ):
+        found = [TensorSpec(node.name, _shape(node.shape), _dtype(node.type)) for node in nodes]
+        if found != [spec]:
+            raise ModelInvalid(f"model.onnx: its {kind} are {found}; model.json says {spec}")
 
 
 def _check_resources(error: Exception) -> None:

@@ -9,7 +9,6 @@ on examples of the training channel. One file serves both clouds, so its integer
   its last bit, and where that decides a rounding, another integer comes out.
 """
 
-import dataclasses
 import hashlib
 import tempfile
 from collections.abc import Iterator
@@ -94,12 +93,9 @@ def quantise(
         )
     signature = description.signature
     scores = score(found, testing.labels, signature.activation)
-    description = dataclasses.replace(
-        description,
+    description = description._replace(
         # What the file itself answers, on this machine: the network's own answers are other ones.
-        signature=dataclasses.replace(
-            signature, golden=Golden(signature.golden.inputs, _answers(raw, signature.golden.inputs))
-        ),
+        signature=signature._replace(golden=Golden(signature.golden.inputs, _answers(raw, signature.golden.inputs))),
         onnx=OnnxFile(hashlib.sha256(raw).hexdigest(), len(raw), description.onnx.opset, quantised.ir_version),
         metrics={
             "accuracy": scores.accuracy,
