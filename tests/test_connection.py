@@ -4,6 +4,7 @@ import asyncio
 import email.utils
 import json
 import threading
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -146,6 +147,45 @@ def test_who_waits_for_leave_to_send_gets_it_or_the_refusal(model: Path) -> None
     assert leave == b"HTTP/1.1 100 Continue\r\n\r\n"
     assert (answer[0], json.loads(answer[2])) == (200, DIGITS)
     assert (refusal[0], refusal[1]["connection"]) == (404, "close")
+
+
+def test_a_body_in_small_pieces_takes_no_more_memory_than_it_has_bytes(model: Path) -> None:
+    pieces = 300_000
+
+    async def conversation(app: Application) -> tuple[Answer, int]:
+        reader, writer = await connect(app, few(1))
+        writer.write(b"POST /invocations HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n")
+        tracemalloc.start()
+        try:
+            for _ in range(100):
+                writer.write(b"2\r\n{ \r\n" * (pieces // 100))
+                await writer.drain()
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        writer.write(b"0\r\n\r\n")
+        answer = await read_answer(reader)
+        writer.close()
+        return answer, peak
+
+    answer, peak = run(model, conversation)
+    assert answer[0] == 400
+    assert peak < 8 * 2 * pieces  # an object for each piece takes 43 bytes, and its place in a list
+
+
+def test_bodies_that_were_refused_do_not_end_a_connection_that_goes_on(model: Path) -> None:
+    async def conversation(app: Application) -> set[int]:
+        reader, writer = await connect(app, few(1))
+        statuses = set()
+        for _ in range(1500):  # more, together, than twice the largest body
+            writer.write(post(path=b"/nothing", body=bytes(10_000)))
+            statuses.add((await read_answer(reader))[0])
+        writer.write(PING)
+        statuses.add((await read_answer(reader))[0])
+        writer.close()
+        return statuses
+
+    assert run(model, conversation) == {404, 200}
 
 
 def test_where_all_connections_wait_for_answers_another_one_is_503_and_a_silent_one_makes_room(model: Path) -> None:

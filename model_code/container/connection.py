@@ -218,21 +218,22 @@ class Connection(asyncio.Protocol):
             self._throw_away(len(body))
             return
         exchange.waits_for_leave = False
-        exchange.size += len(body)
-        exchange.chunks.append(body)
+        # Mostly it is there at once. Many small pieces, each an object of its own, would take many times what they hold.
+        if exchange.received and isinstance(exchange.received, bytes):
+            exchange.received = bytearray(exchange.received)
+        exchange.received += body
         try:
-            check_body_size(exchange.size, exchange.route.most_bytes)
+            check_body_size(len(exchange.received), exchange.route.most_bytes)
         except errors.BodyTooLarge as error:
-            exchange.chunks.clear()
+            exchange.received = b""
             _refuse(exchange, error)
 
     def on_message_complete(self) -> None:
-        self._unparsed = 0
+        self._unparsed = self._thrown_away = 0
         exchange = self._arriving
         if exchange is not None:
             exchange.complete = True
-            exchange.body = exchange.chunks[0] if len(exchange.chunks) == 1 else b"".join(exchange.chunks)
-            exchange.chunks.clear()
+            exchange.body, exchange.received = bytes(exchange.received), b""
             self._forget_arriving()
 
     # The line.
@@ -314,12 +315,12 @@ class Connection(asyncio.Protocol):
     def _wait_for_body(self, exchange: Exchange) -> None:
         """Where it did not come at once: the room that it takes so far, and the time that it has left."""
         try:
-            self._worker.room.take(exchange.size - exchange.held)
+            self._worker.room.take(len(exchange.received) - exchange.held)
         except NoRoom as error:
             _refuse(exchange, error)
             self._advance()
             return
-        exchange.held = exchange.size
+        exchange.held = len(exchange.received)
         if exchange is not self._line[0]:
             return
         if exchange.waits_for_leave:

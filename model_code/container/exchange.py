@@ -30,7 +30,6 @@ class Exchange:
         "_answered",
         "arrived",
         "body",
-        "chunks",
         "complete",
         "handled",
         "headers",
@@ -39,10 +38,10 @@ class Exchange:
         "method",
         "path",
         "query",
+        "received",
         "request_id",
         "response",
         "route",
-        "size",
         "waits_for_leave",
     )
 
@@ -60,9 +59,9 @@ class Exchange:
         self.arrived = time.monotonic()
         self.route: Route | None = None
         self.body = b""
-        self.chunks: list[bytes] = []
-        # Of the body, in bytes: what has arrived, and what of it the worker's room counts.
-        self.size = 0
+        # What has arrived of a body that is not complete.
+        self.received: bytes | bytearray = b""
+        # How many bytes of it the worker's room counts.
         self.held = 0
         # Whether all of it has arrived, and whether it was handed on.
         self.complete = False

@@ -45,20 +45,16 @@ async def _serve(worker: Worker, listener: socket.socket, connections: Connectio
         signal.signal(number, end)
     opening = asyncio.ensure_future(worker.open())
     if worker.replaces_another:
-        await asyncio.wait([opening])
+        await opening
     acceptor = _Acceptor(worker, listener, connections)
     acceptor.start()
-    while not (told_to_end or _failed(opening)):
+    while not (told_to_end or (opening.done() and opening.exception())):
         await asyncio.sleep(_TICK_SECONDS)
         connections.tick()
     acceptor.stop()
     await _drain(connections, drain_seconds)
     if opening.done():
         opening.result()
-
-
-def _failed(opening: "asyncio.Future[None]") -> bool:
-    return opening.done() and opening.exception() is not None
 
 
 async def _drain(connections: Connections, seconds: int) -> None:
