@@ -7,8 +7,8 @@ on the AWS blog shows, in our words: it makes an ONNX Runtime session for every 
 default threads; it is timed with one thread too, so that the price of the session can be told from that of the threads.
 
 Digits are the release's own golden images, whose background repeats; noise is random numbers. Both have four decimals in JSON,
-enough to tell 256 levels of grey apart; "all digits" is what `tolist()` writes, up to seventeen of them. All ways take turns, and a ratio is the median of the ratios in each turn: a machine that changes its speed
-changes both sides of it.
+enough to tell 256 levels of grey apart; "all digits" is what `tolist()` writes, up to seventeen of them. All ways take turns,
+and a ratio is the median of the ratios in each turn: a machine that changes its speed changes both sides of it.
 """
 
 import io
