@@ -71,7 +71,7 @@ class _Acceptor:
     """Takes connections from the socket that all workers share, so that each has as many: who has its share leaves them to others.
 
     With a socket for each worker (SO_REUSEPORT) chance would deal them: of eight connections one of two workers gets six or more
-    as often as not, and whoever is there waits behind five others.
+    in two cases of seven, and whoever is there waits behind five others.
     """
 
     def __init__(self, worker: Worker, listener: socket.socket, connections: Connections) -> None:
@@ -118,7 +118,8 @@ class _Acceptor:
         """Whether there was a connection that no other worker had taken."""
         try:
             accepted, _ = self._listener.accept()
-        except BlockingIOError:
+        # Another worker was quicker, or the client has gone already.
+        except (BlockingIOError, ConnectionAbortedError):
             return False
         except OSError:
             _log.exception("a connection could not be accepted")
