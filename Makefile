@@ -39,17 +39,20 @@ snapshots: setup ## Rewrites the expected templates; read the diff like code
 	@$(BIN)/python -m pytest -q --snapshot-update tests/test_infra_snapshots.py tests/test_infra_azure.py \
 		tests/test_infra_hosting_variants.py tests/test_infra_gateway.py
 
-setup: .venv/.ready node_modules/.ready ## Builds .venv and node_modules
+setup: .venv/.ready node_modules/.ready model_code/inference/libarrays.so ## Builds .venv and node_modules
 
 lock: ## Resolves every Python version afresh into constraints.txt
 	@scripts/lock
 
 clean: ## Removes everything that was generated, the set-up included
-	@rm -rf .venv .venv-checkov node_modules build cdk.out cdktf.out *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf .venv .venv-checkov node_modules build cdk.out cdktf.out model_code/inference/libarrays.so *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.ready: pyproject.toml constraints.txt scripts/setup
 	@PYTHON="$(PYTHON)" scripts/setup python
+
+model_code/inference/libarrays.so: model_code/native/arrays.c model_code/native/build.py | .venv/.ready
+	@$(BIN)/python -m model_code.native.build $@
 
 .venv/.cdktn-ready: .venv/.ready
 	@scripts/setup cdktn

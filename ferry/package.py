@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from ferry.console import Report
 from ferry.errors import FerryError
 from ferry.files import write_atomically
+from ferry.native import native_files
 from ferry.release import verified_members
 from ferry.wheels import fetch_wheels, read_pins, read_wheel
 from infra.release import Release, ReleaseError, read_release
@@ -155,12 +156,12 @@ def _read_release(release_dir: Path) -> tuple[Release, dict[str, bytes]]:
 
 
 def _own_files() -> dict[str, bytes]:
-    """The allow-list: the function at the zip's root, the serving core at its own dotted path, nothing else."""
+    """The allow-list: the function at the zip's root, the serving core and its library at their own paths, nothing else."""
     sources = {name: ROOT / "function_app" / name for name in ("function_app.py", "host.json")}
     core = [ROOT / "model_code" / "__init__.py", ROOT / "model_code" / "environment.py"]
     core += sorted((ROOT / "model_code" / "inference").glob("*.py"))
     sources |= {path.relative_to(ROOT).as_posix(): path for path in core}
-    return {name: path.read_bytes() for name, path in sources.items()}
+    return {name: path.read_bytes() for name, path in sources.items()} | native_files()
 
 
 def _release_files(release: Release, members: Mapping[str, bytes]) -> dict[str, bytes]:

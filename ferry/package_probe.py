@@ -24,9 +24,14 @@ def main(folder: Path) -> str | None:
     if health.status_code != 200:
         return f"/api/health answers {health.status_code}: {health.get_body().decode()}"
 
-    # No golden request is an image, so that nothing else would miss a library of these two before a caller does.
-    for decoder in ("PIL.PngImagePlugin", "PIL.JpegImagePlugin"):
-        importlib.import_module(decoder)
+    # Without its library the core answers as well, later.
+    read_arrays = importlib.import_module("model_code.inference.arrays").read_arrays
+    if read_arrays(b"[[1]]", 0, 5, (1, 1), fewer=True, raw=False) is None:
+        return "model_code/inference/libarrays.so cannot be loaded"
+
+    # No golden request is an image or needs an error, so that nothing else would miss a library of these before a caller does.
+    for module in ("PIL.PngImagePlugin", "PIL.JpegImagePlugin", "model_code.inference.json_document"):
+        importlib.import_module(module)
 
     signature = parse_model_json((folder / "release" / "model.json").read_bytes()).signature
     body = json.dumps({"data": signature.golden.inputs.tolist()}).encode()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ferry.archive import write_archive
 from ferry.errors import FerryError
+from ferry.native import native_files
 from ferry.wheels import fetch_wheels, read_pins, read_wheel
 from infra.aws.script_mode import REQUIREMENTS, script_mode_sources
 from infra.settings import ROOT
@@ -34,6 +35,7 @@ def script_mode_archive(
     """
     files = {name.removeprefix("model_code/script_mode/"): content for name, content in script_mode_sources().items()}
     del files[Path(REQUIREMENTS).name]
+    files |= native_files()
     for wheel in fetch_wheels(read_pins(ROOT / REQUIREMENTS, python_version), python_version, cache):
         unpacked = read_wheel(wheel, keep=_KEPT)
         if overlap := files.keys() & unpacked.keys():

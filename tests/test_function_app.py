@@ -320,7 +320,7 @@ def test_a_request_waits_no_longer_for_the_model_than_for_its_answer(
 
 def test_the_function_itself_brings_no_library_but_those_of_the_core() -> None:
     script = (
-        "import sys, azure.functions, numpy, onnxruntime, simdjson\n"
+        "import sys, azure.functions, numpy, onnxruntime\n"
         "def libraries(): return {name.split('.')[0] for name in sys.modules}\n"
         "before = libraries()\n"
         "import function_app.function_app\n"

@@ -57,6 +57,8 @@ IMPORT_TABLE: dict[str, set[str]] = {
     # Pillow decodes image/png and image/jpeg bodies, and nothing else may import it: the first image does, not the cold start.
     "model_code/inference/images.py": {"model_code.inference.errors", "numpy", "PIL"},
     "model_code/inference/*": {"model_code.inference", "model_code.environment", "numpy", "onnxruntime", "simdjson"},
+    # It runs where the serving image is compiled, too, which has nothing else of ours.
+    "model_code/native/*": set(),
     "model_code/training/*": {
         "model_code.training",
         "model_code.inference",
@@ -105,6 +107,7 @@ IMPORT_TABLE: dict[str, set[str]] = {
         "model_code.container.release_archive",
         "model_code.environment",
         "model_code.inference",
+        "model_code.native.build",
         "model_code.training.dataset",
         "model_code.training.errors",
         "model_code.training.examples",

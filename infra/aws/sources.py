@@ -9,6 +9,8 @@ import tokenize
 from pathlib import Path
 
 CORE_SOURCES = ("model_code/__init__.py", "model_code/environment.py", "model_code/inference/**/*.py")
+# What is compiled for the core, and what compiles it.
+NATIVE_SOURCES = ("model_code/native/*.py", "model_code/native/arrays.c", "model_code/native/requirements.txt")
 TRAINING_SOURCES = (*CORE_SOURCES, "model_code/training/**/*.py")
 TRAINING_REQUIREMENTS = "model_code/training/requirements.txt"
 # The training code that runs without a training framework: what reads and judges a testing channel.
@@ -30,6 +32,7 @@ _MEANT = re.compile(r"^#!|^[ \t\f]*#.*?coding[:=]")
 PREPROCESSING_SOURCES = ("model_code/training/*/preprocess.py",)
 SERVING_SOURCES = (
     *CORE_SOURCES,
+    *NATIVE_SOURCES,
     *EVALUATION_SOURCES,
     "model_code/container/*.py",
     "model_code/container/Dockerfile",

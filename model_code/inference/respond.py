@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_code.inference import errors
-from model_code.inference.codecs import JSON, Answer, Batch, Encoder, encode_inputs, find_decoder, find_encoder
+from model_code.inference.batches import Batch
+from model_code.inference.codecs import JSON, Answer, Encoder, encode_inputs, find_decoder, find_encoder
 from model_code.inference.contract import (
     DEFAULT_LIMITS,
     MAX_STAGE_BYTES,

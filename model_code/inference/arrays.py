@@ -1,0 +1,75 @@
+"""Nested JSON arrays of numbers to float32, by the compiled model_code/native/arrays.c.
+
+It reads what is exactly as it should be and refuses all else. Without the library beside this file, which a set-up and every
+image and package of ours have, it refuses everything: whoever asks has a general way that takes its place.
+"""
+
+import ctypes
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LIBRARY = Path(__file__).with_name("libarrays.so")
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_MAX_PIXEL = 255.0
+
+
+def read_arrays(
+    body: bytes, start: int, end: int, sizes: tuple[int, ...], *, fewer: bool, raw: bool
+) -> NDArray[np.float32] | None:
+    """The numbers of body[start:end], one array of the shape `sizes`, as a vector; None where it is anything else.
+
+    With `fewer` the first dimension may be shorter, though not empty. Finite numbers within float32, or from 0 to 255 where
+    they are `raw` pixels. Each is what float() and a cast to float32 make of its text, bit for bit.
+    """
+    if _read is None:
+        return None
+    # A number and the comma or bracket behind it are two bytes.
+    room = np.empty(min(math.prod(sizes), (end - start) // 2), np.float32)
+    count = _read(
+        body,
+        start,
+        end - start,
+        _as_c(sizes),
+        len(sizes),
+        fewer,
+        _MAX_PIXEL if raw else _FLOAT32_MAX,
+        not raw,
+        ctypes.c_float.from_buffer(room.data),
+    )
+    return room[:count] if count >= 0 else None
+
+
+@lru_cache(maxsize=64)
+def _as_c(sizes: tuple[int, ...]) -> Any:
+    return (ctypes.c_int64 * len(sizes))(*sizes)
+
+
+def _load() -> Callable[..., int] | None:
+    try:
+        read: Any = ctypes.CDLL(str(LIBRARY)).read_arrays
+    except OSError:
+        return None
+    read.argtypes = (
+        ctypes.c_char_p,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.POINTER(ctypes.c_int64),
+        ctypes.c_int32,
+        ctypes.c_int32,
+        ctypes.c_double,
+        ctypes.c_int32,
+        ctypes.POINTER(ctypes.c_float),
+    )
+    read.restype = ctypes.c_int64
+    function: Callable[..., int] = read
+    return function
+
+
+_read = _load()

@@ -1,0 +1,239 @@
+/* Reads nested JSON arrays of numbers into float32.
+ *
+ * It reads what a body that is as it should be holds, and may refuse whatever it likes: the general reader, json_document.py,
+ * takes what is refused here and finds the words for what is wrong with it. What is accepted has to be right: the grammar of
+ * RFC 8259, the shape, and of each number the float32 next to the float64 next to its text, which is what the general reader
+ * makes of it, bit for bit.
+ *
+ * Three things make it fast. The numbers need no second pass, because the shape is checked on the way. Eight digits are read
+ * at once. And a number with the text of the one before it has its value: most of an image is background.
+ *
+ * No function of a C library is called, so that one file runs beside every one of them.
+ */
+
+#include <stdint.h>
+
+#define REFUSED (-1)
+#define MOST_RANK 8
+
+/* Of each number's whole and fractional part no more digits are looked at, and of its exponent no more than these. */
+#define MOST_DIGITS 32
+#define MOST_EXPONENT_DIGITS 4
+/* Farther than this behind its first byte nothing is read of a number: -, 32 digits, ., 32 digits, e-, 4 digits, and up to eight
+ * bytes more in each run of digits. The end of the text is read in a copy with as many zeros behind it. */
+#define REACH 128
+
+/* Ten to the power of its index; up to 22 exactly. */
+static const double POWERS[] = {
+    1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19,
+    1e20, 1e21, 1e22, 1e23, 1e24, 1e25, 1e26, 1e27, 1e28, 1e29, 1e30, 1e31, 1e32, 1e33, 1e34, 1e35, 1e36, 1e37, 1e38, 1e39,
+    1e40, 1e41, 1e42, 1e43, 1e44, 1e45, 1e46, 1e47, 1e48, 1e49, 1e50, 1e51, 1e52, 1e53, 1e54, 1e55, 1e56, 1e57, 1e58, 1e59,
+};
+#define MOST_EXPONENT 59
+#define MOST_EXACT_EXPONENT 22
+#define MOST_EXACT_MANTISSA ((uint64_t)1 << 53)
+
+static const double LEAST_NORMAL_FLOAT32 = 0x1p-126;
+
+typedef struct {
+    double largest;
+    int negative;
+} Limits;
+
+static inline uint64_t load(const char *at) {
+    uint64_t bytes;
+    __builtin_memcpy(&bytes, at, sizeof bytes);
+    return bytes;
+}
+
+static inline int is_digit(char byte) { return (unsigned char)(byte - '0') <= 9; }
+
+static inline const char *skip_space(const char *at) {
+    if ((unsigned char)*at > ' ') return at;
+    while (*at == ' ' || *at == '\n' || *at == '\r' || *at == '\t') at++;
+    return at;
+}
+
+/* Appends the decimal digits that begin at `at` to `mantissa`, modulo 2^64; returns the byte behind them. */
+static inline const char *read_digits(const char *at, uint64_t *mantissa) {
+    static const uint64_t TENS[] = {1, 10, 100, 1000, 10000, 100000, 1000000, 10000000, 100000000};
+    const char *most = at + MOST_DIGITS;
+    int count;
+    do {
+        /* The first byte in memory is the lowest one (little-endian); what a carry spoils lies above the first that is no digit. */
+        uint64_t bytes = load(at) ^ 0x3030303030303030;
+        uint64_t others = ((bytes + 0x7676767676767676) | bytes) & 0x8080808080808080;
+        count = others ? __builtin_ctzll(others) / 8 : 8;
+        bytes = count ? bytes << (64 - 8 * count) : 0;
+        /* Neighbours join: eight digits, four numbers up to 99, two up to 9999, one. */
+        bytes = (bytes * 10 + (bytes >> 8)) & 0x00FF00FF00FF00FF;
+        bytes = (bytes * 100 + (bytes >> 16)) & 0x0000FFFF0000FFFF;
+        bytes = (bytes * 10000 + (bytes >> 32)) & 0x00000000FFFFFFFF;
+        *mantissa = *mantissa * TENS[count] + bytes;
+        at += count;
+    } while (count == 8 && at < most);
+    return at;
+}
+
+/* Whether a text with a point in it has 20 digits or more behind its leading zeros: too many for a mantissa of 64 bits. */
+static int is_long(const char *start, const char *end) {
+    const char *first = start;
+    while (*first == '0' || *first == '.') first++;
+    return end - first - (first == start) > 19;
+}
+
+/* One number; returns the byte behind it, or 0 for one that is refused. */
+static inline const char *read_number(const char *at, const Limits *limits, float *number) {
+    const int negative = *at == '-';
+    at += negative;
+
+    const char *start = at;
+    if (!is_digit(*at)) return 0;
+    uint64_t mantissa = (uint64_t)(*at++ - '0');
+    if (is_digit(*at)) {
+        if (mantissa == 0) return 0;
+        at = read_digits(at, &mantissa);
+        /* Whole numbers have limits of their own in the general reader: those of 64 bits. */
+        if (at - start > 18) return 0;
+    }
+
+    int64_t exponent = 0;
+    int whole = 1;
+    if (*at == '.') {
+        whole = 0;
+        const char *fraction = ++at;
+        at = read_digits(at, &mantissa);
+        if (at == fraction) return 0;
+        exponent = fraction - at;
+        if (at - start > 20 && is_long(start, at)) return 0;
+    }
+    if (*at == 'e' || *at == 'E') {
+        whole = 0;
+        const int down = *++at == '-';
+        at += down || *at == '+';
+        const char *digits = at;
+        int64_t written = 0;
+        while (is_digit(*at) && at - digits < MOST_EXPONENT_DIGITS) written = written * 10 + (*at++ - '0');
+        if (at == digits) return 0;
+        exponent += down ? -written : written;
+    }
+
+    if (exponent < -MOST_EXPONENT || exponent > MOST_EXPONENT) return 0;
+    double value = (double)mantissa;
+    double largest = limits->largest;
+    if (exponent < 0) value /= POWERS[-exponent];
+    if (exponent > 0) value *= POWERS[exponent];
+    /* One operation with two exact operands gives the float64 next to the number (Clinger, "How to read floating point numbers
+     * accurately", 1990). Otherwise up to three roundings leave it a few units of the last place away: the same float32, unless
+     * a border between two of them, in the middle of its last 29 bits, is about as near. */
+    if (mantissa > MOST_EXACT_MANTISSA || exponent < -MOST_EXACT_EXPONENT || exponent > MOST_EXACT_EXPONENT) {
+        uint64_t bits;
+        __builtin_memcpy(&bits, &value, sizeof bits);
+        if ((bits & 0x1FFFFFFF) - (0x10000000 - 16) <= 32) return 0;
+        largest *= 1 - 1e-14;
+    }
+    if (value > largest || (value < LEAST_NORMAL_FLOAT32 && mantissa)) return 0;
+    if (negative && mantissa && !limits->negative) return 0;
+
+    /* -0 is a whole number, which has no sign; -0.0 has one. */
+    *number = (float)(negative && !(whole && mantissa == 0) ? -value : value);
+    return at;
+}
+
+/* What is read, and the copy that its last bytes are read from. */
+typedef struct {
+    const char *end;
+    const char *copy_from;
+    char copy[2 * REACH];
+} Text;
+
+/* Goes on in the copy, with zeros behind the text; returns 0 where the text has ended. */
+static __attribute__((noinline)) const char *enter_copy(Text *text, const char *at) {
+    const int64_t rest = text->end - at;
+    if (rest <= 0) return 0;
+    for (int64_t index = 0; index < 2 * REACH; index++) text->copy[index] = index < rest ? at[index] : 0;
+    text->end = text->copy + rest;
+    text->copy_from = (const char *)UINTPTR_MAX;
+    return text->copy;
+}
+
+/* Read from n bytes before its middle, three words of which the first n bytes are ones. */
+static const uint64_t FILL[] = {UINT64_MAX, UINT64_MAX, UINT64_MAX, 0, 0, 0};
+
+/* `left` numbers with commas between them; returns the byte behind the last one, or 0 where one is refused. */
+static __attribute__((noinline)) const char *read_row(Text *text, const char *at, int64_t left, const Limits *limits,
+                                                      float *numbers) {
+    at = skip_space(at);
+    for (;;) {
+        if (at >= text->copy_from && !(at = enter_copy(text, at))) return 0;
+        const char *start = at;
+        float number;
+        at = read_number(at, limits, &number);
+        if (!at) return 0;
+        *numbers++ = number;
+        if (--left == 0) return at;
+
+        /* Where the next number has this text, and this byte behind it, it has this value. */
+        const int64_t length = at - start;
+        const char *fill = (const char *)(FILL + 3) - (length < 24 ? length + 1 : 0);
+        const uint64_t mask0 = load(fill), mask1 = load(fill + 8), mask2 = load(fill + 16);
+        const uint64_t word0 = load(start), word1 = load(start + 8), word2 = load(start + 16);
+        const char *most = length < 24 ? text->copy_from : 0;
+        for (;;) {
+            at = skip_space(at);
+            if (*at++ != ',') return 0;
+            at = skip_space(at);
+            if (at >= most) break;
+            if (((load(at) ^ word0) & mask0) | ((load(at + 8) ^ word1) & mask1) | ((load(at + 16) ^ word2) & mask2)) break;
+            at += length;
+            *numbers++ = number;
+            if (--left == 0) return at;
+        }
+    }
+}
+
+/* Reads `length` bytes from `body` + `start`: one array of `rank` dimensions and nothing around it. `sizes` are those of the
+ * dimensions; with `open` the first one may have less. No magnitude is above `largest`, and none below zero without `negative`.
+ *
+ * `body` ends with a zero byte; `numbers` has room for all that the sizes allow, or for a number in each two bytes.
+ * Returns how many there are, or REFUSED; `numbers` may have been written to by then.
+ */
+int64_t read_arrays(const char *body, int64_t start, int64_t length, const int64_t *sizes, int32_t rank, int32_t open,
+                    double largest, int32_t negative, float *numbers) {
+    if (rank < 1 || rank > MOST_RANK || (open && rank < 2)) return REFUSED;
+    const Limits limits = {largest, negative};
+    const int64_t row = sizes[rank - 1];
+    const float *first = numbers;
+    const char *at = body + start;
+    Text text;
+    text.end = at + length;
+    text.copy_from = length > REACH ? text.end - REACH : at;
+
+    int64_t seen[MOST_RANK];
+    int depth = 0; /* How many arrays are open. */
+    for (;;) {
+        for (; depth < rank; depth++) {
+            at = skip_space(at);
+            if (*at++ != '[') return REFUSED;
+            seen[depth] = 0;
+        }
+        at = read_row(&text, at, row, &limits, numbers);
+        if (!at) return REFUSED;
+        numbers += row;
+
+        /* An array that is full ends, and so does the one around it if this was its last. */
+        for (;;) {
+            at = skip_space(at);
+            if (*at++ != ']') return REFUSED;
+            if (--depth == 0) return at == text.end ? numbers - first : REFUSED;
+            const int full = ++seen[depth - 1] == sizes[depth - 1];
+            at = skip_space(at);
+            if (*at == ',') {
+                if (full) return REFUSED;
+                at++;
+                break;
+            }
+            if (!full && !(open && depth == 1)) return REFUSED;
+        }
+    }
+}
