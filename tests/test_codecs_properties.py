@@ -514,6 +514,17 @@ def test_a_body_that_looks_right_at_its_ends_is_refused_for_what_is_between_them
     assert found(JSON, body, TABLE) == code
 
 
+@pytest.mark.parametrize("where", range(7))
+def test_white_space_may_stand_around_everything_however_much_it_is(where: int) -> None:
+    """A body's limit of it: what looked at it more than once would take hours."""
+    parts = ["", "{", '"probabilities"', ":true", ',"data":', "[[1,2,3]]", "}", ""]
+    body = "".join(part + " " * (5_000_000 if number == where else 0) for number, part in enumerate(parts))
+    good, bad = body.encode(), body.replace("]]", "]]]").encode()
+    assert not isinstance(found(JSON, good, TABLE), str)
+    for wrong in (bad, good.replace(b"}", b""), good.replace(b"}", b"]"), good.replace(b"data", b"date")):
+        assert isinstance(found(JSON, wrong, TABLE), str)
+
+
 @each_length
 @pytest.mark.usefixtures("reader")
 def test_each_line_is_read_as_the_standard_library_reads_it(examples: int) -> None:

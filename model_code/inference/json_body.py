@@ -6,11 +6,11 @@ from model_code.inference.arrays import read_arrays
 from model_code.inference.batches import Batch, known_shapes, normalise_images, sizes_of
 from model_code.inference.contract import Signature
 
-_SPACE = rb"[ \t\r\n]*"
-_WANTED = _SPACE.join((rb'"probabilities"', rb":", rb"(true|false)"))
+_SPACE = rb"[ \t\r\n]*+"  # never less than there is: however much it is, it is looked at once
+_WANTED = _SPACE.join((rb'"probabilities"', b":", b"(true|false)", b""))
 # What stands around the arrays of a body: all but the keys is in here, so that a text with an escape in it is none of these.
-_HEAD = re.compile(_SPACE.join((b"", rb"\{", rb"(?:%b,)?" % (_WANTED + _SPACE), rb'"(data|images)"', b":", b"")))
-_TAIL = re.compile(_SPACE.join((b"", rb"(?:,%b)?" % (_SPACE + _WANTED), rb"\}", b"")))
+_HEAD = re.compile(_SPACE.join((b"", rb"\{", rb'(?:%b,%b)?"(data|images)"' % (_WANTED, _SPACE), b":", b"")))
+_TAIL = re.compile(_SPACE.join((b"", rb"(?:,%b%b)?\}" % (_SPACE, _WANTED), b"")))
 
 
 def read_json(body: bytes, signature: Signature, most: int | None) -> Batch:

@@ -6,6 +6,7 @@ The compiler is Zig's, from the Python package ziglang: one wheel, the same on e
 The same source gives the same bytes everywhere.
 """
 
+import os
 import platform
 import subprocess
 import sys
@@ -60,8 +61,8 @@ def compile_library(target: str, *flags: str) -> bytes:
         command = [sys.executable, *f"-m ziglang cc -target {target}".split(), *_FLAGS, *flags]
         command += ["-o", output.name, str(SOURCE)]
         # Caches of its own, so that nothing is written outside of the folder.
-        caches = {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}
-        finished = subprocess.run(command, env=caches, capture_output=True, text=True, check=False, cwd=folder)
+        variables = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}
+        finished = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, cwd=folder)
         if finished.returncode != 0:
             raise BuildError(f"{SOURCE.name} was not compiled:\n{finished.stderr}")
         return output.read_bytes()
@@ -74,7 +75,11 @@ def main() -> None:
         library = compile_library(this_machine())
     except BuildError as error:
         raise SystemExit(str(error)) from error
-    Path(sys.argv[1]).write_bytes(library)
+    # A process that serves may have the one before it in its memory: that file has to stay what it is.
+    output = Path(sys.argv[1])
+    fresh = output.with_name(f"{output.name}.{os.getpid()}")
+    fresh.write_bytes(library)
+    fresh.replace(output)
 
 
 if __name__ == "__main__":
