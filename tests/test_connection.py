@@ -2,17 +2,21 @@
 
 import asyncio
 import email.utils
+import errno
 import json
+import socket
 import threading
 import tracemalloc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import pytest
+import uvloop
 from numpy.typing import NDArray
 
+from model_code.container import http_server
 from model_code.container.balance import Balance
 from model_code.container.server import Application
 from model_code.inference.contract import DEADLINE_SECONDS
@@ -221,6 +225,33 @@ def test_where_all_connections_wait_for_answers_another_one_is_503_and_a_silent_
 async def until_pending(app: Application, requests: int) -> None:
     while app.pending < requests:
         await asyncio.sleep(0.01)
+
+
+class NoFiles(socket.socket):
+    """It listens in a process that can open no more files."""
+
+    def accept(self) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_a_worker_that_can_open_no_file_in_its_last_moment_leaves_nothing_behind_to_fail(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "_NO_FILES_SECONDS", 0.01)
+    failed: list[dict[str, Any]] = []
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: failed.append(context))
+        with NoFiles() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            acceptor = http_server._Acceptor(Application(lambda: Predictor.load(model)), listener, few(1))
+            acceptor.start()
+            acceptor.stop()
+        await asyncio.sleep(0.1)
+
+    uvloop.run(scenario())
+    assert failed == []
 
 
 def test_each_worker_takes_its_share_of_what_arrives() -> None:

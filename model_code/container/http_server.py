@@ -90,10 +90,11 @@ class _Acceptor:
         """Accept whoever has connected already, and close the socket."""
         self._balance.leave()
         self._loop.remove_reader(self._listener)
-        if self._waiting is not None:
-            self._waiting.cancel()
         while self._accept():
             pass
+        # The loop above may have begun to wait, too, where no more files can be opened.
+        if self._waiting is not None:
+            self._waiting.cancel()
         self._listener.close()
 
     def _take_share(self) -> None:
