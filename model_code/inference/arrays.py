@@ -31,7 +31,7 @@ def read_arrays(
     if _read is None:
         return None
     # A number and the comma or bracket behind it are two bytes.
-    room = np.empty(min(math.prod(sizes), (end - start) // 2), np.float32)
+    room: Any = np.empty(min(math.prod(sizes), (end - start) // 2), np.float32)
     count = _read(
         body,
         start,
@@ -41,9 +41,10 @@ def read_arrays(
         fewer,
         _MAX_PIXEL if raw else _FLOAT32_MAX,
         not raw,
-        ctypes.c_float.from_buffer(room.data),
+        ctypes.c_float.from_buffer(room),
     )
-    return room[:count] if count >= 0 else None
+    numbers: NDArray[np.float32] = room[:count]
+    return numbers if count >= 0 else None
 
 
 @lru_cache(maxsize=64)

@@ -31,12 +31,11 @@ def check_instances(count: int, most: int) -> None:
         raise TooManyInstances(f"{count} instances; at most {most} in one request")
 
 
-def known_shapes(key: str, signature: Signature) -> Sequence[Shape]:
-    """How the numbers under `key`, data or images, may come; raw images as (n, rows, columns) too where there is one channel.
+def known_shapes(key: str, shape: Shape) -> Sequence[Shape]:
+    """How the numbers under `key`, data or images, may come for a model whose input has this shape.
 
-    Empty where the model takes no raw images.
+    Raw images come as (n, rows, columns) too where there is one channel. Empty where the model takes no raw images.
     """
-    shape = signature.input.shape
     if key == "images" and len(shape) != 4:
         return []
     return [shape, (None, *shape[2:])] if key == "images" and shape[1] == 1 else [shape]
@@ -44,7 +43,7 @@ def known_shapes(key: str, signature: Signature) -> Sequence[Shape]:
 
 def allowed_shapes(key: str, signature: Signature) -> Sequence[Shape]:
     """The same. Raises BadField where the model takes no raw images."""
-    shapes = known_shapes(key, signature)
+    shapes = known_shapes(key, signature.input.shape)
     if not shapes:
         allowed = describe_shapes([signature.input.shape])
         raise BadField(f"this model takes no raw images; send data, numbers of shape {allowed}")
