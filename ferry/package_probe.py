@@ -24,7 +24,7 @@ def main(folder: Path) -> str | None:
     if health.status_code != 200:
         return f"/api/health answers {health.status_code}: {health.get_body().decode()}"
 
-    # Without its library the core answers as well, later.
+    # Without its library the core gives the same answers, only later.
     read_arrays = importlib.import_module("model_code.inference.arrays").read_arrays
     if read_arrays(b"[[1]]", 0, 5, (1, 1), fewer=True, raw=False) is None:
         return "model_code/inference/libarrays.so cannot be loaded"

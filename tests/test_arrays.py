@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from infra.aws.sources import NATIVE_SOURCES, read_sources
+from infra.settings import ROOT
 from model_code.inference import arrays
 from model_code.inference.arrays import read_arrays
 from model_code.native import build
@@ -269,6 +271,17 @@ def test_the_same_source_is_the_same_library_for_every_machine(target: str) -> N
 
 def test_the_library_here_is_that_of_the_source() -> None:
     assert arrays.LIBRARY.read_bytes() == compile_library(this_machine())
+
+
+def test_the_image_compiles_it_from_what_its_dockerfile_copies(tmp_path: Path) -> None:
+    for name, content in read_sources(ROOT, NATIVE_SOURCES).items():
+        (tmp_path / "native").mkdir(exist_ok=True)
+        (tmp_path / "native" / Path(name).name).write_bytes(content)
+    subprocess.run([sys.executable, "-m", "native.build", "libarrays.so"], cwd=tmp_path, check=True)
+    assert (tmp_path / "libarrays.so").read_bytes() == arrays.LIBRARY.read_bytes()
+    assert (ROOT / "model_code/container/Dockerfile").read_text().count(
+        "RUN python -m native.build libarrays.so\n"
+    ) == 1
 
 
 def test_a_source_that_is_refused_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

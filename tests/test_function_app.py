@@ -511,7 +511,14 @@ def test_host_json_keeps_the_route_and_a_limit_below_the_load_balancers() -> Non
     assert settings["functionTimeout"] < "00:03:50"  # Azure's load balancer gives up after 230 seconds
 
 
-@pytest.mark.parametrize("path", ["function_app/requirements.txt", "model_code/container/requirements.txt"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "function_app/requirements.txt",
+        "model_code/container/requirements.txt",
+        "model_code/native/requirements.txt",
+    ],
+)
 def test_what_is_deployed_is_what_is_tested(path: str) -> None:
     pins = read_pins(ROOT / path, f"{sys.version_info.major}.{sys.version_info.minor}")
     assert {name: importlib.metadata.version(name) for name in pins} == pins

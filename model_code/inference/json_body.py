@@ -1,6 +1,6 @@
 """JSON bodies: what nearly every one holds is read by compiled code at once, and of any other one simdjson makes a document."""
 
-import re
+import json
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -8,11 +8,6 @@ from model_code.inference.arrays import read_arrays
 from model_code.inference.batches import Batch, Shape, known_shapes, normalise_images, sizes_of
 from model_code.inference.contract import Signature
 
-_SPACE = rb"[ \t\r\n]*+"
-_WANTED = _SPACE.join((rb'"probabilities"', b":", b"(true|false)", b""))
-# What stands around the arrays of a body: all but the keys is in here, so that a text with an escape in it is none of these.
-_HEAD = re.compile(_SPACE.join((b"", rb"\{", rb'(?:%b,%b)?"(data|images)"' % (_WANTED, _SPACE), b":", b"")))
-_TAIL = re.compile(_SPACE.join((b"", rb"(?:,%b%b)?\}" % (_SPACE, _WANTED), b"")))
 # Enough for all that a program writes; a cache keeps them.
 _MOST_FRAME_BYTES = 128
 
@@ -57,12 +52,20 @@ class _Plan(NamedTuple):
     sizes: tuple[tuple[int, ...], ...]
 
 
-# The regular expressions take longer than all else around the numbers, and a caller's next body mostly begins and ends alike.
+# It takes longer than all else around the numbers, and a caller's next body mostly begins and ends alike.
 @lru_cache(maxsize=64)
 def _plan(before: bytes, after: bytes, shape: Shape) -> _Plan | None:
-    head, tail = _HEAD.fullmatch(before), _TAIL.fullmatch(after)
-    if head is None or tail is None or (head[1] and tail[1]):
+    """None unless the text is an object of one key with the arrays, and perhaps another one with true or false."""
+    try:
+        # No array opens before this one, and none closes behind it.
+        pairs = json.loads((before + b"[]" + after).decode("ascii"), object_pairs_hook=tuple)
+    except ValueError:
         return None
-    key = head[2].decode()
-    sizes = tuple(map(sizes_of, known_shapes(key, shape)))
-    return _Plan(key == "images", (head[1] or tail[1]) == b"true", sizes)
+    if not isinstance(pairs, tuple) or len(dict(pairs)) != len(pairs):
+        return None
+    members = dict(pairs)
+    probabilities = members.pop("probabilities", False)
+    if type(probabilities) is not bool or members not in ({"data": []}, {"images": []}):
+        return None
+    (key,) = members
+    return _Plan(key == "images", probabilities, tuple(map(sizes_of, known_shapes(key, shape))))
