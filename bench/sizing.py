@@ -30,13 +30,13 @@ def example(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"second on {cores} cores with 8 connections.\n"
     yield f"1. One core: {rate:,} / {cores} = **{core_rate:,} requests a second**; a request holds it for 1,000 / {core_rate:,} = {hold} ms."
     yield f"2. Of that, {UTILISATION:.0%}: {core_rate:,} × {UTILISATION} = **{usable:,} a second and core**."
-    yield f"3. Real-time endpoint: {usable:,} × {INSTANCE_VCPUS} vCPUs = {per_instance:,}; {PEAK:,} / {per_instance:,} = **{instances} instances** at the"
+    yield f"3. Real-time endpoint: {usable:,} × {INSTANCE_VCPUS} vCPUs = {per_instance:,}; {PEAK:,} / {per_instance:,} = **{_count(instances)}** at the"
     yield f"   peak. With one more the loss of one does no harm: `max_capacity = {instances + 1}`."
     yield f"4. Its autoscaling: {per_instance:,} × 60 = **`invocations_per_instance = {per_instance * 60}`**."
     yield f"5. p99 in the container: about 4.6 × {hold} / (1 − {UTILISATION}) = **{4.6 * hold / (1 - UTILISATION):.1f} ms**."
     yield f"6. Serverless instead: the report's p99 with one connection is {alone} ms, so {PEAK:,} × {alone} / 1,000 / 0.7 ="
     yield f"   **`max_concurrency = {math.ceil(PEAK * alone / 1000 / 0.7)}`** with a whole core each; at most 200 are allowed."
-    yield f"7. Flex Consumption, {FLEX_CORES} core an instance: {PEAK:,} / {usable * FLEX_CORES:,} = **{math.ceil(PEAK / (usable * FLEX_CORES))} instances** at"
+    yield f"7. Flex Consumption, {FLEX_CORES} core an instance: {PEAK:,} / {usable * FLEX_CORES:,} = **{_count(math.ceil(PEAK / (usable * FLEX_CORES)))}** at"
     yield "   least: the Functions host takes its part, which no report here knows."
     yield from _models(report["scale"])
     month = AVERAGE * MONTH_SECONDS
@@ -54,3 +54,7 @@ def _models(scale: Mapping[str, Any]) -> Iterator[str]:
     room = round(MULTI_MODEL_SHARE * INSTANCE_MEBIBYTES)
     yield f"8. Many models in one container of {INSTANCE_MEBIBYTES:,} MiB, of which they get {MULTI_MODEL_SHARE:.0%}: the first takes {first} MiB, each"
     yield f"   further {each}: ({room:,} − {first}) / {each} + 1 = **{math.floor((room - first) / each) + 1} models**."
+
+
+def _count(instances: int) -> str:
+    return f"{instances} instance{'s' * (instances != 1)}"

@@ -8,7 +8,7 @@ from model_code.native.build import LIBRARY, LINUX_X86_64, BuildError, compile_l
 
 @functools.cache
 def native_files() -> dict[str, bytes]:
-    """The library by its path in a package, the same bytes on every machine. Raises FerryError where it cannot be compiled."""
+    """The library by its path in a package, the same bytes each time. Raises FerryError where it cannot be compiled."""
     try:
         return {LIBRARY: compile_library(LINUX_X86_64)}
     except BuildError as error:

@@ -4,7 +4,6 @@ The page behind each is protected, so that one byte too far ends this process.
 """
 
 import ctypes
-import json
 import mmap
 import random
 import sys
@@ -35,8 +34,8 @@ def texts() -> Iterator[tuple[bytes, tuple[int, ...]]]:
     """Good ones with an end at every place in a word, and whatever comes out of cutting and changing them."""
     rng = random.Random(1)
     for count in range(1, 60):
-        for number in ("1", "0.5", "-0.4242", "0.34509803921568627", "1.5e-7", "0" + ".0" * 1 + "1" * 18):
-            good = json.dumps([[json.loads(number)] * count]).encode()
+        for number in ("1", "0.5", "-0.4242", "0.34509803921568627", "1.5e-7", "0.0111111111111111111"):
+            good = f"[[{', '.join([number] * count)}]]".encode()
             yield good, (1, count)
             yield good[: rng.randrange(len(good))], (1, count)
             changed = bytearray(good)

@@ -44,42 +44,47 @@ def test_a_set_up_has_compiled_it() -> None:
     assert read("[1]", 1) is not None
 
 
-def test_without_the_library_the_general_reader_does_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_everything_is_left_to_the_general_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(arrays, "LIBRARY", tmp_path / "libarrays.so")
     assert arrays._load() is None
     (tmp_path / "libarrays.so").write_bytes(b"\x7fELF, of another machine")
-    assert arrays._load() is None
+    monkeypatch.setattr(arrays, "_read", arrays._load())
+    assert read("[1]", 1) is None
 
 
 # Numbers
 
 
 WRITTEN = [
-    *(
-        "0",
-        "-0",
-        "0.0",
-        "-0.0",
-        "1",
-        "-1",
-        "255",
-        "0.1",
-        "-0.4242",
-        "2.8215",
-        "1e0",
-        "1E+2",
-        "1.5e-7",
-        "-2.5E-3",
-        "0e5",
-    ),
-    *("0.34509803921568627", "-0.42421296238899231", "16777217", "16777217.0", "33554433", "3.4028234e38", "1e-37"),
-    *(
-        "123456789012345678",
-        "0.000000000000001",
-        "9007199254740993",
-        "0.1234567890123456789",
-        "3.141592653589793238e-20",
-    ),
+    "0",
+    "-0",
+    "0.0",
+    "-0.0",
+    "1",
+    "-1",
+    "255",
+    "0.1",
+    "-0.4242",
+    "2.8215",
+    "1e0",
+    "1E+2",
+    "1.5e-7",
+    "-2.5E-3",
+    "0e5",
+    "0.34509803921568627",
+    "-0.42421296238899231",
+    "16777217",
+    "16777217.0",
+    "33554433",
+    "3.4028234e38",
+    "1e-37",
+    "123456789012345678",
+    "0.000000000000001",
+    "9007199254740993",
+    "0.1234567890123456789",
+    "3.141592653589793238e-20",
 ]
 
 
@@ -126,58 +131,47 @@ def test_numbers_of_all_sizes_are_the_right_ones_or_refused() -> None:
                 assert bits(text) in (None, expected(text)), text
 
 
-REFUSED = [
-    *(
-        "",
-        "-",
-        "+1",
-        "01",
-        "-01",
-        "1.",
-        ".5",
-        "1.e5",
-        "1e",
-        "1e+",
-        "1e-",
-        "0x1",
-        "1_0",
-        "1a",
-        "--1",
-        "1-",
-        "1.2.3",
-        "1e5e5",
-    ),
-    *(
-        "NaN",
-        "nan",
-        "Infinity",
-        "-Infinity",
-        "inf",
-        "null",
-        "true",
-        '"1"',
-        "[]",
-        "{}",
-        "1 1",
-        "1\x00",
-        "\x0c1",
-        "1\xa0",
-        "١",
-    ),
-    *("1e39", "-1e39", "3.4028236e38", "1e99999999999999999999", "1e-400", "1e-45", "18446744073709551616"),
+NO_NUMBERS = [
+    "-",
+    "+1",
+    "01",
+    "-01",
+    "1.",
+    ".5",
+    "1.e5",
+    "1e",
+    "1e+",
+    "1e-",
+    "0x1",
+    "1_0",
+    "1a",
+    "--1",
+    "1-",
+    "1.2.3",
+    "1e5e5",
+    "NaN",
+    "nan",
+    "Infinity",
+    "-Infinity",
+    "inf",
+    "null",
+    "true",
+    '"1"',
+    "[]",
+    "{}",
+    "١",
 ]
+NO_FLOAT32 = ["1e39", "-1e39", "3.4028236e38", "1e99999999999999999999", "1e-400", "1e-45", "18446744073709551616"]
 
 
-@pytest.mark.parametrize("text", REFUSED)
+@pytest.mark.parametrize("text", [*NO_NUMBERS, *NO_FLOAT32, "", "1 1", "1\x00", "\x0c1", "1\xa0"])
 def test_what_is_no_number_or_none_of_float32_is_refused(text: str) -> None:
     assert bits(text) is None
 
 
-@pytest.mark.parametrize(
-    ("text", "taken"), [("0", True), ("255", True), ("255.0", True), ("-0.0", True), ("127.5", True)]
-)
-def test_a_raw_pixel_is_from_0_to_255(text: str, taken: bool) -> None:
-    assert (read(f"[{text}]", 1, raw=True) is not None) is taken
+@pytest.mark.parametrize("text", ["0", "255", "255.0", "-0.0", "127.5"])
+def test_a_raw_pixel_is_from_0_to_255(text: str) -> None:
+    assert read(f"[{text}]", 1, raw=True) is not None
 
 
 @pytest.mark.parametrize(
@@ -265,7 +259,7 @@ def test_no_byte_outside_of_the_text_and_the_room_is_touched(flags: tuple[str, .
 
 
 @pytest.mark.parametrize("target", sorted(build._TARGETS.values()))
-def test_the_same_source_is_the_same_library_for_every_machine(target: str) -> None:
+def test_for_every_machine_the_same_source_is_the_same_library(target: str) -> None:
     assert compile_library(target) == compile_library(target)
 
 

@@ -541,14 +541,15 @@ def test_the_example_of_the_page_can_be_followed_with_a_calculator(report: dict[
     assert f"**{core:,} requests a second**" in text
     assert f"**{usable:,} a second and core**" in text
     instances = -(-2000 // (2 * usable))
-    assert f"**{instances:,} instances** at the peak" in text
+    assert f"**{instances:,} instance{'s' * (instances != 1)}** at the peak" in text
     assert f"`max_capacity = {instances + 1}`" in text
     assert f"`invocations_per_instance = {usable * 2 * 60}`" in text
     hold = round(1000 / core, 2)
     assert f"**{4.6 * hold / 0.35:.1f} ms**" in text
     in_flight = math.ceil(2000 * round(ours["c1"]["p99_ms"], 2) / 1000 / 0.7)
     assert f"`max_concurrency = {in_flight}`" in text
-    assert f"**{-(-2000 // usable)} instances** at least" in text
+    least = -(-2000 // usable)
+    assert f"**{least} instance{'s' * (least != 1)}** at least" in text
     first, each = round(scale["models"]["1"]["mebibytes"]), round(scale["mebibytes_per_model"], 1)
     assert f"**{int((3277 - first) / each) + 1} models**" in text
     assert f"--requests 525600000 --seconds {hold / 1000:.5f}" in text

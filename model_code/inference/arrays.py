@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model_code.inference.batches import FLOAT32_MAX
+
 LIBRARY = Path(__file__).with_name("libarrays.so")
 
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _MAX_PIXEL = 255.0
 
 
@@ -39,12 +40,14 @@ def read_arrays(
         _as_c(sizes),
         len(sizes),
         fewer,
-        _MAX_PIXEL if raw else _FLOAT32_MAX,
+        _MAX_PIXEL if raw else FLOAT32_MAX,
         not raw,
         ctypes.c_float.from_buffer(room),
     )
+    if count < 0:
+        return None
     numbers: NDArray[np.float32] = room[:count]
-    return numbers if count >= 0 else None
+    return numbers
 
 
 @lru_cache(maxsize=64)

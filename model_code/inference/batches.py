@@ -10,7 +10,7 @@ from model_code.inference.contract import Signature
 from model_code.inference.errors import BadField, BadShape, EmptyBatch, NotFinite, OutOfRange, TooManyInstances
 from model_code.inference.preprocess import normalise
 
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 _least, _largest = np.minimum.reduce, np.maximum.reduce
 
 Shape = tuple[int | None, ...]
@@ -71,7 +71,7 @@ def normalise_images(pixels: NDArray[Any], signature: Signature) -> NDArray[np.f
 def to_float32(name: str, values: NDArray[Any]) -> NDArray[np.float32]:
     """The numbers under `name` in float32. Raises NotFinite, and OutOfRange where one is infinite only as float32."""
     # Two passes over good numbers, NaN being none. What rounds down to the largest float32 is good too, and takes longer.
-    if _least(values, None) >= -_FLOAT32_MAX and _largest(values, None) <= _FLOAT32_MAX:
+    if _least(values, None) >= -FLOAT32_MAX and _largest(values, None) <= FLOAT32_MAX:
         return values.astype(np.float32, copy=not values.flags.aligned)
     with np.errstate(over="ignore"):
         result = values.astype(np.float32)

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
@@ -51,7 +52,6 @@ JPEG = "image/jpeg"
 
 _MAX_NPY_HEADER_BYTES = 1024
 _NPY_DTYPES = ("<f4", ">f4", "<f8", ">f8", "|u1")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # float() takes more than numbers: spaces around them, underscores in them, nan, inf. Without those letters it is strict.
 _CSV_CHARACTERS = b"0123456789+-.eE,"
 _CSV_SPECIAL = re.compile(r'[",\r\n]')
@@ -209,7 +209,7 @@ def _decode_csv(body: bytes, signature: Signature, most: int) -> Batch:
     shape = signature.input.shape
     if len(shape) != 2:
         raise UnsupportedMediaType(f"Content-Type: {CSV} is for models of tables; this one takes {JSON} and {NPY}")
-    if body.startswith(_BYTE_ORDER_MARK):
+    if body.startswith(BOM_UTF8):
         raise BadCsv("the body starts with a byte order mark; send UTF-8 without one")
     body = body.removesuffix(b"\n")
     check_instances(body.count(b"\n") + 1 if body.strip() else 0, most)

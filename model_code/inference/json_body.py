@@ -61,9 +61,11 @@ def _plan(before: bytes, after: bytes, shape: Shape) -> _Plan | None:
         pairs = json.loads((before + b"[]" + after).decode("ascii"), object_pairs_hook=tuple)
     except ValueError:
         return None
-    if not isinstance(pairs, tuple) or len(dict(pairs)) != len(pairs):
+    if not isinstance(pairs, tuple):
         return None
     members = dict(pairs)
+    if len(members) != len(pairs):
+        return None
     probabilities = members.pop("probabilities", False)
     if type(probabilities) is not bool or members not in ({"data": []}, {"images": []}):
         return None

@@ -13,6 +13,7 @@ simdjson has four habits that this module makes good:
 import json
 import math
 import threading
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any, NoReturn
@@ -44,14 +45,13 @@ from model_code.inference.errors import (
 
 # A parser keeps buffers of about ten times the largest body it has seen; after a larger one than this it is dropped.
 _KEEP_PARSER_BYTES = 512 * 1024
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _idle = threading.local()
 
 
 def read_document(body: bytes, signature: Signature, most: int | None) -> Batch:
     """`most` instances at most, or exactly one without the dimension of the batch where it is None. Raises MalformedRequest."""
-    if body.startswith(_BYTE_ORDER_MARK):
+    if body.startswith(BOM_UTF8):
         raise BadJson("the body starts with a byte order mark; JSON is UTF-8 without one")
     parser = _idle.__dict__.pop("parser", None) or simdjson.Parser()
     try:

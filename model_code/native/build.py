@@ -3,7 +3,7 @@
     python -m model_code.native.build OUTPUT
 
 The compiler is Zig's, from the Python package ziglang: one wheel, the same on every machine, that compiles for every other one.
-The same source gives the same bytes everywhere.
+The same source gives the same bytes each time.
 """
 
 import os
