@@ -26,6 +26,7 @@ from model_code.training.errors import ExportFailed
 from model_code.training.evaluate import score
 from model_code.training.examples import Examples
 from model_code.training.trained import INPUT_NAME
+from model_code.training.wide_convolution import widen
 
 # Most examples of the training channel that the ranges are seen on.
 CALIBRATION_EXAMPLES = 512
@@ -127,6 +128,8 @@ def to_int8(model: ModelProto, calibration: NDArray[np.float32]) -> tuple[ModelP
                 "depends on the processor; allowed: one or more",
                 _HINT,
             )
+        widen(simple, names)
+        names, *_ = _chosen(simple.graph)  # with what is new
         quantize_static(
             simple,
             Path(folder) / "int8.onnx",
