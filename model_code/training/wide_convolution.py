@@ -101,8 +101,7 @@ def _set_apart(graph: GraphProto, node: NodeProto, shape: tuple[int, int, int]) 
         helper.make_node("Reshape", [steps[1], places], [steps[2]], f"{node.name}_apart"),
         helper.make_node("Transpose", [steps[2]], [name], f"{node.name}_channels_first", perm=(0, 3, 1, 2)),
     ]
-    nodes = list(graph.node)
-    place = nodes.index(last) + 1
-    nodes[place:place] = behind
-    del graph.node[:]
-    graph.node.extend(nodes)
+    place = list(graph.node).index(last) + 1
+    # In place: a list put anew would leave the caller's nodes outside the graph.
+    for offset, step in enumerate(behind):
+        graph.node.insert(place + offset, step)
