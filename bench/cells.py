@@ -1,7 +1,8 @@
-"""The arithmetic of the HTTP measurement: cells, rounds, medians, and ratios of what was measured in the same round.
+"""The arithmetic of the HTTP measurement: cells, turns, medians, and ratios of what was measured in turns.
 
-A cell is one server, one payload, one number of connections; it holds one Load a round. A server that lacks a cell lacks it
-in the report too, and no ratio is made up for it.
+A cell is one server, one payload, one number of connections; it holds one Load a turn. Ours runs beside every other server and
+takes turns of a second or so with it: a machine that changes its speed changes both. A server that lacks a cell lacks it in the
+report too, and no ratio is made up for it.
 """
 
 import statistics
@@ -22,55 +23,66 @@ Key = tuple[str, str, int]
 
 @dataclass
 class Cells:
-    """All rounds of all cells, the raw limit of each round, and how the servers started and weighed.
+    """All turns of all cells, and how the servers started and weighed.
 
-    `images` is how many images a payload holds; `raw` is images a second of session.run with as many images a run.
+    `images` is how many images a payload holds. `beside` has the key of a server and what ours did in turns with it; what ours
+    did beside any of them is in `loads` too. `raw` is images a second of session.run with as many images a run, and `over_raw`
+    the share of it that ours reached in turns with it.
     """
 
     images: Mapping[str, int]
     loads: dict[Key, list[Load]] = field(default_factory=dict)
+    beside: dict[Key, list[Load]] = field(default_factory=dict)
     raw: dict[int, list[float]] = field(default_factory=dict)
+    over_raw: dict[tuple[str, int], list[float]] = field(default_factory=dict)
     start_seconds: dict[str, list[float]] = field(default_factory=dict)
     peak_bytes: dict[str, list[int]] = field(default_factory=dict)
 
+    def add(self, key: Key, theirs: Load, mine: Load) -> None:
+        """One turn of a server, and ours right before or after it."""
+        self.loads.setdefault(key, []).append(theirs)
+        self.beside.setdefault(key, []).append(mine)
+        self.loads.setdefault((OURS, *key[1:]), []).append(mine)
+
     def drop(self, server: str) -> None:
         """Forget a server that failed in one of the rounds."""
-        self.loads = {key: loads for key, loads in self.loads.items() if key[0] != server}
+        for table in (self.loads, self.beside):
+            for key in [key for key in table if key[0] == server]:
+                del table[key]
         self.start_seconds.pop(server, None)
         self.peak_bytes.pop(server, None)
 
-    def rate(self, key: Key) -> float:
-        """Median requests a second."""
-        return statistics.median(load.requests_per_second for load in self.loads[key])
-
     def best(self, payload: str, connections: int, servers: Collection[str]) -> str | None:
-        """Which of these servers has the highest median of this cell; None where none has it."""
-        keys = [(name, payload, connections) for name in servers if (name, payload, connections) in self.loads]
-        return max(keys, key=self.rate)[0] if keys else None
+        """Which of these servers is nearest to ours in this cell, or farthest before it; None where none has it."""
+        keys = [(name, payload, connections) for name in servers if (name, payload, connections) in self.beside]
+        return min(keys, key=self.ratio)[0] if keys else None
 
     def best_over_all(self, servers: Collection[str]) -> str | None:
-        """Which of these servers answers the most requests a second: the largest geometric mean of its medians over the cells
-        that all of them have, so that no cell counts for more because its requests are small. None without such cells."""
-        names = sorted({key[0] for key in self.loads if key[0] in servers})
-        cells = {key[1:] for key in self.loads}
-        shared = [cell for cell in cells if all((name, *cell) in self.loads for name in names)]
+        """Which of these servers answers the most requests a second: ours has the smallest geometric mean of its ratios to it,
+        over the cells that all of them have. None without such cells."""
+        names = sorted({key[0] for key in self.beside if key[0] in servers})
+        shared = [cell for cell in self.cells() if all((name, *cell) in self.beside for name in names)]
         if not names or not shared:
             return None
-        return max(names, key=lambda name: statistics.geometric_mean(self.rate((name, *cell)) for cell in shared))
+        return min(names, key=lambda name: statistics.geometric_mean(self.ratio((name, *cell)) for cell in shared))
 
-    def ratio(self, mine: Key, theirs: Key) -> float:
-        """Median of the ratios in each round."""
-        pairs = zip(self.loads[mine], self.loads[theirs], strict=True)
-        return statistics.median(ours.requests_per_second / other.requests_per_second for ours, other in pairs)
+    def cells(self) -> list[tuple[str, int]]:
+        """Payload and connections of all that ours was measured in."""
+        return [key[1:] for key in self.loads if key[0] == OURS]
 
-    def p99_ratio(self, mine: Key, theirs: Key) -> float:
+    def ratio(self, key: Key) -> float:
+        """Requests a second of ours over those of the server with this key: the median over their turns."""
+        pairs = zip(self.beside[key], self.loads[key], strict=True)
+        return statistics.median(mine.requests_per_second / theirs.requests_per_second for mine, theirs in pairs)
+
+    def p99_ratio(self, key: Key) -> float:
         """The same of the latencies that 99 of 100 answers keep."""
-        pairs = zip(self.loads[mine], self.loads[theirs], strict=True)
-        return statistics.median(ours.p99_ms / other.p99_ms for ours, other in pairs)
+        pairs = zip(self.beside[key], self.loads[key], strict=True)
+        return statistics.median(mine.p99_ms / theirs.p99_ms for mine, theirs in pairs)
 
 
 def summarise_cell(loads: Sequence[Load], images: int) -> dict[str, Any]:
-    """All rounds of one cell, whose requests hold so many images: medians, and every error."""
+    """All turns of one cell, whose requests hold so many images: medians, and every error."""
     rate = statistics.median(load.requests_per_second for load in loads)
     return {
         "requests_per_second": rate,
@@ -103,14 +115,17 @@ def _compare(cells: Cells, peers: Collection[str]) -> Iterator[tuple[str, Any]]:
     best: dict[str, dict[str, str]] = {}
     p99: dict[str, dict[str, float]] = {}
     quickest: dict[str, dict[str, str]] = {}
-    for server, payload, connections in cells.loads:
-        peer = cells.best(payload, connections, peers) if server == OURS else None
+    for payload, connections in cells.cells():
+        peer, place = cells.best(payload, connections, peers), f"c{connections}"
         if peer is None:
             continue
-        mine, place = (OURS, payload, connections), f"c{connections}"
-        ratios.setdefault(payload, {})[place] = cells.ratio(mine, (peer, payload, connections))
+        ratios.setdefault(payload, {})[place] = cells.ratio((peer, payload, connections))
         best.setdefault(payload, {})[place] = peer
-        others = {key[0]: cells.p99_ratio(mine, key) for key in cells.loads if key[0] in peers and key[1:] == mine[1:]}
+        others = {
+            key[0]: cells.p99_ratio(key)
+            for key in cells.beside
+            if key[0] in peers and key[1:] == (payload, connections)
+        }
         quick = max(others, key=others.__getitem__)
         p99.setdefault(payload, {})[place] = others[quick]
         quickest.setdefault(payload, {})[place] = quick
@@ -134,20 +149,18 @@ def _compare(cells: Cells, peers: Collection[str]) -> Iterator[tuple[str, Any]]:
     if "fastapi" in cells.start_seconds:
         pairs = zip(cells.start_seconds[OURS], cells.start_seconds["fastapi"], strict=True)
         yield "start_over_fastapi", statistics.median(ours / theirs for ours, theirs in pairs)
-    int8 = [
-        cells.ratio((INT8, *key[1:]), key) for key in cells.loads if key[0] == OURS and (INT8, *key[1:]) in cells.loads
-    ]
+    int8: dict[str, dict[str, float]] = {}
+    for payload, connections in cells.cells():
+        if (INT8, payload, connections) in cells.beside:
+            int8.setdefault(payload, {})[f"c{connections}"] = 1 / cells.ratio((INT8, payload, connections))
     if int8:
-        yield "int8_over_fp32", min(int8)
+        yield "int8_over_fp32", statistics.geometric_mean(ratio for cell in int8.values() for ratio in cell.values())
+        yield "int8_over_fp32_by_cell", int8
 
 
 def _over_raw(cells: Cells) -> Iterator[tuple[str, float]]:
-    """Images a second over the raw limit of the same round with as many images a run, at the connections that suit it best."""
-    for payload, count in cells.images.items():
-        shares = []
-        for (server, name, _), loads in cells.loads.items():
-            if server == OURS and name == payload:
-                pairs = zip(loads, cells.raw[count], strict=True)
-                shares.append(statistics.median(load.requests_per_second * count / raw for load, raw in pairs))
+    """Images a second over the raw limit with as many images a run, at the connections that suit it best."""
+    for payload in cells.images:
+        shares = [statistics.median(shares) for (name, _), shares in cells.over_raw.items() if name == payload]
         if shares:
             yield payload, max(shares)

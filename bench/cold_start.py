@@ -37,7 +37,7 @@ from infra.release import ReleaseError, read_release
 from model_code import environment
 from model_code.inference.contract import Signature, parse_model_json
 
-ROUNDS = 20
+ROUNDS = 40
 QUICK_ROUNDS = 5
 
 OURS = "ours, as shipped"

@@ -92,8 +92,9 @@ def _http(report: Mapping[str, Any]) -> Iterator[str]:
     names = ranked(report)
     yield "\n## HTTP\n"
     yield (
-        f"Rounds: {method['rounds']}, of {method['cell']:g} s a cell; medians; servers on {len(method['server_cores'])} cores; "
-        f"{method['load_generator']}; c8 is 8 connections. Bold: the best peer of a cell. The last row is HTTP without a model."
+        f"Rounds: {method['rounds']}, in each of them {method['turns']} turns of {method['turn']:g} s with ours in a cell; medians; "
+        f"servers on {len(method['server_cores'])} cores; {method['load_generator']}; c8 is 8 connections. Bold: the best peer of a "
+        "cell, by its turns with ours. The last row is HTTP without a model."
     )
     columns = [(payload, f"c{connections}") for payload in HEADINGS for connections in CONNECTIONS]
     heads = [f"{HEADINGS[payload]}, {place}" for payload, place in columns]
@@ -101,6 +102,11 @@ def _http(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"\n### {what}\n"
         rows = [[titles[name], *(show(http, name, payload, place) for payload, place in columns)] for name in names]
         yield from table(("server", *heads), rows)
+    if "int8_over_fp32_by_cell" in http:
+        yield "\n### Requests a second of the int8 release over those of the float32 one\n"
+        ratios = [look_up(http, f"int8_over_fp32_by_cell.{payload}.{place}") for payload, place in columns]
+        yield from table(heads, [[f"{ratio:.2f}" if ratio else "–" for ratio in ratios]])
+        yield "\n`http.int8_over_fp32` is their geometric mean."
     yield "\n### Raw limit: images a second of `session.run`\n"
     yield from table(("limit", "images/s"), [(name, f"{rate:.0f}") for name, rate in http["raw"].items()])
     yield "\n### Memory, start, errors\n"

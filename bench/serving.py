@@ -4,8 +4,9 @@
 
 Each peer runs in an environment of its own below build/bench, with the settings in its peer.toml; whatever cannot be built or
 started is listed as missing, with the reason. All take the same requests on the same cores. In every round each server is
-started, asked once for every payload and compared with ONNX Runtime's labels, warmed up, and measured in every cell; the next
-round goes through the servers in the other direction.
+started, asked once for every payload and compared with ONNX Runtime's labels, warmed up and weighed. Then ours is started beside
+it, and both answer each cell in turns, while the other one waits; so do ours and the raw limit. The next round goes through the
+servers in the other direction.
 """
 
 import argparse
@@ -14,7 +15,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,10 @@ from bench.cells import ALONE, CONNECTIONS, CONSTANT, INT8, OURS, Cells, summari
 from bench.core import as_npy, golden_pixels, unpack
 from bench.environments import Missing, Peer, find_peers
 from bench.goals import goal_lines
-from bench.load import Generator, find_generator
+from bench.load import Generator, Load, find_generator
 from bench.parts import arguments, write_part
 from bench.payloads import Payload, WrongAnswer, make_payloads
-from bench.servers import Server, constant_server, ours, peer_server, running
+from bench.servers import Running, Server, constant_server, ours, peer_server, running
 from ferry.archive import ArchiveError
 from infra.release import ReleaseError, read_release
 from model_code import environment
@@ -40,16 +42,16 @@ CORES = 2
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Rounds, and the seconds of one cell, of warming up one payload, and of the raw limit."""
+    """Rounds, turns of each server in a cell in each of them, and the seconds of a turn and of warming up one payload."""
 
     rounds: int
-    cell: float
+    turns: int
+    turn: float
     warm_up: float
-    raw: float
 
 
-FULL = Plan(rounds=3, cell=4, warm_up=2, raw=4)
-QUICK = Plan(rounds=1, cell=1, warm_up=1, raw=1)
+FULL = Plan(rounds=3, turns=2, turn=1, warm_up=1)
+QUICK = Plan(rounds=1, turns=1, turn=1, warm_up=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +62,12 @@ class Candidate:
     payloads: list[Payload]
 
 
+class OursFailed(Exception):
+    """Our own server gave no answer, or a wrong one: there is nothing to compare."""
+
+
 class Measurement:
-    """One run over all candidates; `missing` is filled with those that fail on the way, and why."""
+    """One run over all candidates, of which the first is ours; `missing` is filled with those that fail, and why."""
 
     def __init__(self, plan: Plan, generator: Generator, cores: Sequence[int], cells: Cells) -> None:
         self._plan = plan
@@ -71,50 +77,96 @@ class Measurement:
         self._started = time.monotonic()
         self.missing: dict[str, str] = {}
 
-    def run(self, candidates: Sequence[Candidate], model: Path, bodies: dict[int, Path]) -> None:
-        """Every round of every cell. Raises WrongAnswer where it is ours that fails."""
+    def run(self, candidates: Sequence[Candidate], model: Path, bodies: Mapping[int, Path]) -> None:
+        """Every round of every cell. Raises OursFailed."""
+        mine, *others = candidates
         for number in range(1, self._plan.rounds + 1):
-            for count, body in bodies.items():
-                rate = raw.images_per_second(model, body, self._plan.raw, self._cores)
-                self._cells.raw.setdefault(count, []).append(rate)
-                self._say(number, "session.run", f"{rate:.0f} images/s with {count} a run")
-            for candidate in candidates if number % 2 else reversed(candidates):
+            with self._serving(mine) as server:
+                self._keep(server, mine)
+                self._reach_for_limit(number, server, mine, model, bodies)
+            for candidate in others if number % 2 else reversed(others):
                 if candidate.server.name not in self.missing:
-                    self._visit(number, candidate)
+                    self._visit(number, candidate, mine)
 
-    def _visit(self, number: int, candidate: Candidate) -> None:
+    @contextmanager
+    def _serving(self, candidate: Candidate) -> Iterator[Running]:
+        """The server, once it has given every right answer and is warm. Raises WrongAnswer, and OursFailed."""
+        with ExitStack() as stack:
+            try:
+                server = stack.enter_context(running(candidate.server, candidate.payloads[0], self._cores))
+                for payload in candidate.payloads:
+                    payload.check(server.url)
+                for payload in candidate.payloads:
+                    self._generator.run(server.url, payload, max(CONNECTIONS), self._plan.warm_up)
+                    server.weigh()
+            except WrongAnswer as error:
+                raise _failed(candidate, str(error)) from error
+            yield server
+
+    def _keep(self, server: Running, candidate: Candidate) -> None:
+        name = candidate.server.name
+        self._cells.start_seconds.setdefault(name, []).append(server.start_seconds)
+        self._cells.peak_bytes.setdefault(name, []).append(server.peak_bytes)
+
+    def _reach_for_limit(
+        self, number: int, server: Running, mine: Candidate, model: Path, bodies: Mapping[int, Path]
+    ) -> None:
+        for payload in mine.payloads:
+            rates = []
+            for connections in CONNECTIONS:
+                for turn in range(self._plan.turns):
+                    # Whoever comes first in one turn comes last in the next.
+                    load = self._load(mine, server, payload, connections) if turn % 2 else None
+                    limit = raw.images_per_second(model, bodies[payload.images], self._plan.turn, self._cores)
+                    load = load or self._load(mine, server, payload, connections)
+                    share = load.requests_per_second * payload.images / limit
+                    self._cells.loads.setdefault((OURS, payload.name, connections), []).append(load)
+                    self._cells.raw.setdefault(payload.images, []).append(limit)
+                    self._cells.over_raw.setdefault((payload.name, connections), []).append(share)
+                rates.append(f"{limit:.0f}")
+            self._say(number, "session.run", f"{payload.name}: {', '.join(rates)} images/s")
+
+    def _visit(self, number: int, candidate: Candidate, mine: Candidate) -> None:
         name = candidate.server.name
         try:
-            self._measure(number, candidate)
+            with self._serving(candidate) as theirs:
+                self._keep(theirs, candidate)
+                with self._serving(mine) as server:
+                    for payload in candidate.payloads:
+                        self._take_turns(number, candidate, theirs, mine, server, payload)
         except WrongAnswer as error:
-            if name in (OURS, ALONE, INT8):
-                raise
             self.missing[name] = str(error)
             self._cells.drop(name)
             self._say(number, candidate.server.title, f"missing: {error}")
 
-    def _measure(self, number: int, candidate: Candidate) -> None:
-        name = candidate.server.name
-        with running(candidate.server, candidate.payloads[0], self._cores) as server:
-            for payload in candidate.payloads:
-                payload.check(server.url)
-            for payload in candidate.payloads:
-                self._generator.run(server.url, payload, max(CONNECTIONS), self._plan.warm_up)
-                rates = []
-                for connections in CONNECTIONS:
-                    load = self._generator.run(server.url, payload, connections, self._plan.cell)
-                    if load.requests_per_second == 0:
-                        raise WrongAnswer(f"{payload.name}: no answer in {self._plan.cell:g} s, {load.errors} errors")
-                    self._cells.loads.setdefault((name, payload.name, connections), []).append(load)
-                    rates.append(f"{load.requests_per_second:.0f}")
-                    server.weigh()
-                self._say(number, candidate.server.title, f"{payload.name}: {', '.join(rates)} requests/s")
-        self._cells.start_seconds.setdefault(name, []).append(server.start_seconds)
-        self._cells.peak_bytes.setdefault(name, []).append(server.peak_bytes)
+    def _take_turns(
+        self, number: int, candidate: Candidate, theirs: Running, mine: Candidate, server: Running, payload: Payload
+    ) -> None:
+        same = next(own for own in mine.payloads if own.name == payload.name)
+        rates = []
+        for connections in CONNECTIONS:
+            for turn in range(self._plan.turns):
+                first = self._load(mine, server, same, connections) if turn % 2 else None
+                load = self._load(candidate, theirs, payload, connections)
+                own = first or self._load(mine, server, same, connections)
+                self._cells.add((candidate.server.name, payload.name, connections), load, own)
+            rates.append(f"{load.requests_per_second:.0f} ({own.requests_per_second:.0f})")
+        self._say(number, candidate.server.title, f"{payload.name}: {', '.join(rates)} requests/s (ours)")
+
+    def _load(self, candidate: Candidate, server: Running, payload: Payload, connections: int) -> Load:
+        """One turn. Raises WrongAnswer, and OursFailed, where nothing is answered."""
+        load = self._generator.run(server.url, payload, connections, self._plan.turn)
+        if load.requests_per_second == 0:
+            raise _failed(candidate, f"{payload.name}: no answer in {self._plan.turn:g} s, {load.errors} errors")
+        return load
 
     def _say(self, number: int, title: str, what: str) -> None:
         seconds = time.monotonic() - self._started
-        print(f"{seconds:5.0f} s  round {number} of {self._plan.rounds}  {title:<28}{what}", flush=True)
+        print(f"{seconds:5.0f} s  round {number} of {self._plan.rounds}  {title:<29}{what}", flush=True)
+
+
+def _failed(candidate: Candidate, reason: str) -> Exception:
+    return OursFailed(reason) if candidate.server.name in (OURS, ALONE, INT8) else WrongAnswer(reason)
 
 
 def find_candidates(
@@ -153,7 +205,7 @@ def raw_bodies(signature: Signature, folder: Path) -> Iterator[tuple[int, Path]]
 
 
 def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The report's share of HTTP. Raises WrongAnswer where ours gives one, and what unpack raises."""
+    """The report's share of HTTP. Raises OursFailed, and what unpack raises."""
     (folder / "model").mkdir()
     signature = unpack(given.release_dir, folder / "model").description.signature
     # The servers have the first cores; the load generator has the others, where there are any.
@@ -198,7 +250,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ferry-bench-") as folder:
         try:
             measured = measure(given, Path(folder))
-        except (ReleaseError, ArchiveError, ModelInvalid, WrongAnswer, OSError) as error:
+        except (ReleaseError, ArchiveError, ModelInvalid, OursFailed, OSError) as error:
             raise SystemExit(str(error)) from error
     write_part("serving", measured, quick=given.quick)
     for line in ("", *goal_lines(measured)):
