@@ -27,7 +27,8 @@ class Cells:
 
     `images` is how many images a payload holds. `beside` has the key of a server and what ours did in turns with it; what ours
     did beside any of them is in `loads` too. `raw` is images a second of session.run with as many images a run, and `over_raw`
-    the share of it that ours reached in turns with it.
+    the share of it that ours reached in turns with it. `steady` is ours alone, for longer than a turn, with the most
+    connections, by payload.
     """
 
     images: Mapping[str, int]
@@ -35,6 +36,7 @@ class Cells:
     beside: dict[Key, list[Load]] = field(default_factory=dict)
     raw: dict[int, list[float]] = field(default_factory=dict)
     over_raw: dict[tuple[str, int], list[float]] = field(default_factory=dict)
+    steady: dict[str, list[Load]] = field(default_factory=dict)
     start_seconds: dict[str, list[float]] = field(default_factory=dict)
     peak_bytes: dict[str, list[int]] = field(default_factory=dict)
 
@@ -134,12 +136,13 @@ def _compare(cells: Cells, peers: Collection[str]) -> Iterator[tuple[str, Any]]:
     yield "p99_over_quickest_peer", p99
     yield "quickest_peer", quickest
     yield "images_per_second_over_raw", dict(_over_raw(cells))
-    steady = {}
-    for payload in ("json_16", "binary_16"):
-        loads = cells.loads.get((OURS, payload, 32))
-        if loads:
-            steady[payload] = {"c32": statistics.median(load.p99_ms / load.p50_ms for load in loads)}
-    yield "p99_over_p50", steady
+    yield (
+        "p99_over_p50",
+        {
+            payload: {f"c{max(CONNECTIONS)}": statistics.median(load.p99_ms / load.p50_ms for load in loads)}
+            for payload, loads in cells.steady.items()
+        },
+    )
     if p99:
         yield "worst_p99_over_any_peer", max(ratio for cell in p99.values() for ratio in cell.values())
     busiest = cells.best_over_all(peers)

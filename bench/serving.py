@@ -42,16 +42,18 @@ CORES = 2
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Rounds, turns of each server in a cell in each of them, and the seconds of a turn and of warming up one payload."""
+    """Rounds, turns of each server in a cell in each of them, and the seconds of a turn, of warming up one payload, and of what
+    is to show how steady ours is: a turn begins with all its connections at once, and that is most of the p99 of a second."""
 
     rounds: int
     turns: int
     turn: float
     warm_up: float
+    steady: float
 
 
-FULL = Plan(rounds=3, turns=2, turn=1, warm_up=1)
-QUICK = Plan(rounds=1, turns=1, turn=1, warm_up=1)
+FULL = Plan(rounds=3, turns=2, turn=1, warm_up=1, steady=6)
+QUICK = Plan(rounds=1, turns=1, turn=1, warm_up=1, steady=3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Measurement:
         for number in range(1, self._plan.rounds + 1):
             with self._serving(mine) as server:
                 self._keep(server, mine)
+                self._stay_steady(number, server, mine)
                 self._reach_for_limit(number, server, mine, model, bodies)
             for candidate in others if number % 2 else reversed(others):
                 if candidate.server.name not in self.missing:
@@ -107,6 +110,12 @@ class Measurement:
         name = candidate.server.name
         self._cells.start_seconds.setdefault(name, []).append(server.start_seconds)
         self._cells.peak_bytes.setdefault(name, []).append(server.peak_bytes)
+
+    def _stay_steady(self, number: int, server: Running, mine: Candidate) -> None:
+        for payload in mine.payloads:
+            load = self._generator.run(server.url, payload, max(CONNECTIONS), self._plan.steady)
+            self._cells.steady.setdefault(payload.name, []).append(load)
+            self._say(number, "modelferry", f"{payload.name}: p50 {load.p50_ms:.1f}, p99 {load.p99_ms:.1f} ms")
 
     def _reach_for_limit(
         self, number: int, server: Running, mine: Candidate, model: Path, bodies: Mapping[int, Path]

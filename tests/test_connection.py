@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from model_code.container import http_server
 from model_code.container.balance import Balance
+from model_code.container.connection import Connections
 from model_code.container.server import Application
 from model_code.inference.contract import DEADLINE_SECONDS
 from model_code.inference.predictor import Predictor
@@ -192,8 +193,8 @@ def test_bodies_that_were_refused_do_not_end_a_connection_that_goes_on(model: Pa
     assert run(model, conversation) == {404, 200}
 
 
-def test_where_all_connections_wait_for_answers_another_one_is_503_and_a_silent_one_makes_room(model: Path) -> None:
-    gate, entered = threading.Event(), threading.Event()
+def held(model: Path, gate: threading.Event, entered: threading.Event) -> Application:
+    """Its inferences, which are in threads, tell that they have begun, and wait for the gate."""
 
     class Gated(Predictor):
         def run(self, inputs: NDArray[np.float32], *, seconds: float = DEADLINE_SECONDS) -> NDArray[np.float32]:
@@ -202,8 +203,14 @@ def test_where_all_connections_wait_for_answers_another_one_is_503_and_a_silent_
                 gate.wait()
             return super().run(inputs, seconds=seconds)
 
+    return Application(lambda: Gated.load(model))
+
+
+def test_where_all_connections_wait_for_answers_another_one_is_503_and_a_silent_one_makes_room(model: Path) -> None:
+    gate, entered = threading.Event(), threading.Event()
+
     async def scenario() -> None:
-        app, connections = Application(lambda: Gated.load(model)), few(2)
+        app, connections = held(model, gate, entered), few(2)
         await app.open()
         silent, _ = await connect(app, connections)
         one, writer = await connect(app, connections)
@@ -218,6 +225,34 @@ def test_where_all_connections_wait_for_answers_another_one_is_503_and_a_silent_
         assert (status, headers["connection"], headers["retry-after"]) == (503, "close", "1")
         gate.set()
         assert (await read_answer(one))[0] == (await read_answer(another))[0] == 200
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_will_not_ask_again_is_none_of_those_that_workers_deal_evenly(model: Path) -> None:
+    """Else a load that begins while requests of a broken one are still answered is dealt by how many those are."""
+    gate, entered = threading.Event(), threading.Event()
+
+    async def scenario() -> None:
+        one, other = Balance.of(2)
+        one.listen()
+        other.listen()
+        app, connections = held(model, gate, entered), Connections(8, 60, one)
+        await app.open()
+        making = [asyncio.ensure_future(connect(app, connections)) for _ in range(3)]
+        for each in making:
+            connections.make(each)
+        clients = await asyncio.gather(*making)
+        assert other.share(1) == 2
+        for _, writer in clients:
+            writer.write(post())
+        for _, writer in clients[:2]:
+            writer.write_eof()
+        async with asyncio.timeout(10):
+            while other.share(1) != 1:
+                await asyncio.sleep(0.01)
+        gate.set()
+        assert [(await read_answer(reader))[0] for reader, _ in clients] == [200, 200, 200]
 
     asyncio.run(scenario())
 

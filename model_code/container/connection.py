@@ -42,6 +42,7 @@ class Connections:
         self._making: set[asyncio.Task[object]] = set()
         self._seconds = seconds
         self._open: set[Connection] = set()
+        self._leaving: set[Connection] = set()  # which are open for an answer, and will never ask again
         self._silent: dict[Connection, float] = {}  # since when; the longest silent comes first
         self.ending = False
         self.date = _date()
@@ -60,7 +61,7 @@ class Connections:
         self._tell()
 
     def _tell(self) -> None:
-        self.balance.tell(len(self._open) + len(self._making))
+        self.balance.tell(len(self._open) - len(self._leaving) + len(self._making))
 
     def opened(self, connection: "Connection") -> bool:
         """False where there is no place: all connections wait for an answer."""
@@ -71,8 +72,15 @@ class Connections:
         self._open.add(connection)
         return True
 
+    def leaves(self, connection: "Connection") -> None:
+        """It sends no more, and counts no more where workers compare how many they have."""
+        if connection in self._open:
+            self._leaving.add(connection)
+            self._tell()
+
     def closed(self, connection: "Connection") -> None:
         self._open.discard(connection)
+        self._leaving.discard(connection)
         self._tell()
         self._silent.pop(connection, None)
 
@@ -160,6 +168,7 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client sends no more: whoever has asked still waits for an answer. True keeps the connection for it."""
         self._half_closed = True
+        self._connections.leaves(self)
         if self._arriving is not None and not self._deaf:
             self._refuse_rest(errors.BadLength("the body ended early"))
             self._advance()
