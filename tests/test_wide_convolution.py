@@ -118,6 +118,13 @@ def test_a_convolution_that_is_not_named_stays_as_it_is() -> None:
     assert widened(model, "another") == model
 
 
+def test_a_bias_may_be_left_out_with_an_empty_name() -> None:
+    model = network(whole(4, 1, 3, 3), bias=False)
+    model.graph.node[0].input.append("")
+    inputs = whole(2, 1, 28, 28)
+    assert np.array_equal(answers(widened(model, "conv"), inputs), answers(model, inputs))
+
+
 @pytest.mark.parametrize("names", [["conv"], ["conv", "again"]])
 def test_each_of_two_layers_that_read_the_same_weights_gets_what_it_needs(names: list[str]) -> None:
     model = network(whole(4, 1, 3, 3), behind=("Relu",))

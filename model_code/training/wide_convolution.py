@@ -29,7 +29,7 @@ def widen(model: ModelProto, names: Collection[str]) -> None:
     for node in [node for node in graph.node if node.op_type == "Conv" and node.name in names]:
         given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         weights = _constant(graph, node.input[1])
-        *_, height, width = sizes.get(node.output[0], (0, 0))
+        *_, height, width = (0, 0, *sizes.get(node.output[0], ()))
         if not (_is_plain(given, weights) and height and width):
             continue
         down, right = given.get("strides", (1, 1))
@@ -42,7 +42,7 @@ def widen(model: ModelProto, names: Collection[str]) -> None:
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
-    """0 stands for a size that is not known."""
+    """0 stands for a size that is not known; there are none where not even their number is."""
     return tuple(size.dim_value for size in value.type.tensor_type.shape.dim)
 
 
@@ -72,8 +72,8 @@ def _repeated(weights: NDArray[Any], several: int, stride: int) -> NDArray[Any]:
 
 
 def _rewrite(graph: GraphProto, node: NodeProto, several: int, wide: NDArray[Any], given: dict[str, Any]) -> None:
-    new = [wide, *(np.tile(_constant(graph, name), several) for name in node.input[2:])]
-    old = list(node.input[1:])
+    old = [name for name in node.input[1:] if name]  # a bias may be missing, or have an empty name
+    new = [wide, *(np.tile(_constant(graph, name), several) for name in old[1:])]
     node.input[1:] = [f"{name}_{node.name}" for name in old]  # as wide as no other's
     graph.initializer.extend(map(numpy_helper.from_array, new, node.input[1:]))
     used = {name for other in graph.node for name in other.input}
