@@ -42,18 +42,22 @@ CORES = 2
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Rounds, turns of each server in a cell in each of them, and the seconds of a turn, of warming up one payload, and of what
-    is to show how steady ours is: a turn begins with all its connections at once, and that is most of the p99 of a second."""
+    """Rounds, turns of each server in a cell in each of them, and seconds: of a turn, of the pause before it, of warming up one
+    payload, and of what is to show how steady ours is.
+
+    A load ends with requests on their way. In the pause the servers answer those, though nobody reads it.
+    """
 
     rounds: int
     turns: int
     turn: float
+    pause: float
     warm_up: float
     steady: float
 
 
-FULL = Plan(rounds=3, turns=2, turn=1, warm_up=1, steady=6)
-QUICK = Plan(rounds=1, turns=1, turn=1, warm_up=1, steady=3)
+FULL = Plan(rounds=3, turns=2, turn=1, pause=0.15, warm_up=1, steady=6)
+QUICK = Plan(rounds=1, turns=1, turn=1, pause=0.15, warm_up=1, steady=3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +117,7 @@ class Measurement:
 
     def _stay_steady(self, number: int, server: Running, mine: Candidate) -> None:
         for payload in mine.payloads:
+            time.sleep(self._plan.pause)
             load = self._generator.run(server.url, payload, max(CONNECTIONS), self._plan.steady)
             self._cells.steady.setdefault(payload.name, []).append(load)
             self._say(number, "modelferry", f"{payload.name}: p50 {load.p50_ms:.1f}, p99 {load.p99_ms:.1f} ms")
@@ -164,6 +169,7 @@ class Measurement:
 
     def _load(self, candidate: Candidate, server: Running, payload: Payload, connections: int) -> Load:
         """One turn. Raises WrongAnswer, and OursFailed, where nothing is answered."""
+        time.sleep(self._plan.pause)
         load = self._generator.run(server.url, payload, connections, self._plan.turn)
         if load.requests_per_second == 0:
             raise _failed(candidate, f"{payload.name}: no answer in {self._plan.turn:g} s, {load.errors} errors")

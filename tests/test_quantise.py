@@ -243,7 +243,9 @@ def test_every_output_channel_of_a_weight_has_its_own_scale() -> None:
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in int8(Residual)[0].graph.initializer}
     assert tensors["second.0.weight_scale"].shape == (8,)
     # Its eight neighbours side by side have the same weights.
-    assert np.array_equal(tensors["first.0.weight_Conv_0_scale"], np.tile(tensors["first.0.weight_Conv_0_scale"][:8], 8))
+    assert np.array_equal(
+        tensors["first.0.weight_Conv_0_scale"], np.tile(tensors["first.0.weight_Conv_0_scale"][:8], 8)
+    )
 
 
 def test_the_layer_after_a_rounding_that_differs_between_processors_stays_as_it_is(tmp_path: Path) -> None:
