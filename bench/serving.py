@@ -56,7 +56,7 @@ class Plan:
     steady: float
 
 
-FULL = Plan(rounds=3, turns=2, turn=1, pause=0.15, warm_up=1, steady=6)
+FULL = Plan(rounds=2, turns=2, turn=1, pause=0.15, warm_up=1, steady=6)
 QUICK = Plan(rounds=1, turns=1, turn=1, pause=0.15, warm_up=1, steady=3)
 
 
