@@ -15,10 +15,11 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench import constant, interruption, raw
 from bench.cells import ALONE, CONNECTIONS, CONSTANT, INT8, OURS, Cells, summarise
@@ -38,6 +39,9 @@ from model_code.inference.errors import ModelInvalid
 from model_code.inference.preprocess import normalise
 
 CORES = 2
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +121,7 @@ class Measurement:
 
     def _stay_steady(self, number: int, server: Running, mine: Candidate) -> None:
         for payload in mine.payloads:
-            time.sleep(self._plan.pause)
-            load = self._generator.run(server.url, payload, max(CONNECTIONS), self._plan.steady)
+            load = self._load(mine, server, payload, max(CONNECTIONS), self._plan.steady)
             self._cells.steady.setdefault(payload.name, []).append(load)
             self._say(number, "modelferry", f"{payload.name}: p50 {load.p50_ms:.1f}, p99 {load.p99_ms:.1f} ms")
 
@@ -129,10 +132,11 @@ class Measurement:
             rates = []
             for connections in CONNECTIONS:
                 for turn in range(self._plan.turns):
-                    # Whoever comes first in one turn comes last in the next.
-                    load = self._load(mine, server, payload, connections) if turn % 2 else None
-                    limit = raw.images_per_second(model, bodies[payload.images], self._plan.turn, self._cores)
-                    load = load or self._load(mine, server, payload, connections)
+                    limit, load = _in_turn(
+                        turn,
+                        partial(raw.images_per_second, model, bodies[payload.images], self._plan.turn, self._cores),
+                        partial(self._load, mine, server, payload, connections, self._plan.turn),
+                    )
                     share = load.requests_per_second * payload.images / limit
                     self._cells.loads.setdefault((OURS, payload.name, connections), []).append(load)
                     self._cells.raw.setdefault(payload.images, []).append(limit)
@@ -160,24 +164,34 @@ class Measurement:
         rates = []
         for connections in CONNECTIONS:
             for turn in range(self._plan.turns):
-                first = self._load(mine, server, same, connections) if turn % 2 else None
-                load = self._load(candidate, theirs, payload, connections)
-                own = first or self._load(mine, server, same, connections)
+                load, own = _in_turn(
+                    turn,
+                    partial(self._load, candidate, theirs, payload, connections, self._plan.turn),
+                    partial(self._load, mine, server, same, connections, self._plan.turn),
+                )
                 self._cells.add((candidate.server.name, payload.name, connections), load, own)
             rates.append(f"{load.requests_per_second:.0f} ({own.requests_per_second:.0f})")
         self._say(number, candidate.server.title, f"{payload.name}: {', '.join(rates)} requests/s (ours)")
 
-    def _load(self, candidate: Candidate, server: Running, payload: Payload, connections: int) -> Load:
-        """One turn. Raises WrongAnswer, and OursFailed, where nothing is answered."""
+    def _load(self, candidate: Candidate, server: Running, payload: Payload, connections: int, seconds: float) -> Load:
+        """After a pause. Raises WrongAnswer, and OursFailed, where nothing is answered."""
         time.sleep(self._plan.pause)
-        load = self._generator.run(server.url, payload, connections, self._plan.turn)
+        load = self._generator.run(server.url, payload, connections, seconds)
         if load.requests_per_second == 0:
-            raise _failed(candidate, f"{payload.name}: no answer in {self._plan.turn:g} s, {load.errors} errors")
+            raise _failed(candidate, f"{payload.name}: no answer in {seconds:g} s, {load.errors} errors")
         return load
 
     def _say(self, number: int, title: str, what: str) -> None:
         seconds = time.monotonic() - self._started
         print(f"{seconds:5.0f} s  round {number} of {self._plan.rounds}  {title:<29}{what}", flush=True)
+
+
+def _in_turn(turn: int, one: Callable[[], A], other: Callable[[], B]) -> tuple[A, B]:
+    """What both give; who comes first in one turn comes last in the next."""
+    if turn % 2:
+        last = other()
+        return one(), last
+    return one(), other()
 
 
 def _failed(candidate: Candidate, reason: str) -> Exception:

@@ -225,6 +225,13 @@ def test_onnx_runtime_computes_in_integers_what_was_quantised(
     check_model(model.SerializeToString(), "here")
 
 
+def test_onnx_runtime_moves_nothing_for_neighbours_that_are_computed_at_once(tmp_path: Path) -> None:
+    """The channels of its int8 convolutions come last, so that these lie where they belong."""
+    computed = optimised(int8(Residual)[0], tmp_path)
+    first = computed.index("QLinearConv")
+    assert computed[first : first + 3] == ["QLinearConv", "Reshape", "NhwcMaxPool"]
+
+
 def test_the_same_weights_and_examples_give_the_same_bytes() -> None:
     files = [int8(Residual)[0].SerializeToString(deterministic=True) for _ in range(2)]
     assert files[0] == files[1]

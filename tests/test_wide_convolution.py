@@ -1,7 +1,6 @@
 """Convolutions of few channels that compute several neighbours at once: the same function, and less to copy."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from model_code.training.quantise import to_int8
 from model_code.training.wide_convolution import widen
 
 RNG = np.random.default_rng(5)
@@ -135,22 +133,3 @@ def test_each_of_two_layers_that_read_the_same_weights_gets_what_it_needs(names:
     assert ("weight" in {tensor.name for tensor in made.graph.initializer}) == ("again" not in names)
     inputs = whole(2, 1, 28, 28)
     assert np.array_equal(answers(made, inputs), answers(model, inputs))
-
-
-def test_in_int8_onnx_runtime_moves_nothing_for_it(tmp_path: Path) -> None:
-    """The channels of int8 convolutions come last, so that neighbours lie where they belong."""
-    weights = RNG.standard_normal((8, 1, 3, 3), np.float32)
-    model = network(weights, behind=("Relu", "MaxPool"))
-    quantised, _ = to_int8(_named(model), RNG.standard_normal((64, 1, 28, 28), np.float32))
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    onnxruntime.InferenceSession(quantised.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    computed = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
-    convolution = computed.index("QLinearConv")
-    assert computed[convolution : convolution + 3] == ["QLinearConv", "Reshape", "NhwcMaxPool"]
-
-
-def _named(model: ModelProto) -> ModelProto:
-    """Its input has the name that the training job's exports have."""
-    model.graph.input[0].name = model.graph.node[0].input[0] = "input_0"
-    return model
