@@ -1,13 +1,14 @@
 """HTTP/1.1 as the container's server speaks it, with a worker in this process: order, ends, and what a client may leave out."""
 
 import asyncio
+import contextlib
 import email.utils
 import errno
 import json
 import socket
 import threading
 import tracemalloc
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -239,10 +240,7 @@ def test_a_client_that_will_not_ask_again_is_none_of_those_that_workers_deal_eve
         other.listen()
         app, connections = held(model, gate, entered), Connections(8, 60, one)
         await app.open()
-        making = [asyncio.ensure_future(connect(app, connections)) for _ in range(3)]
-        for each in making:
-            connections.make(each)
-        clients = await asyncio.gather(*making)
+        clients = [await connect(app, connections) for _ in range(3)]
         assert other.share(1) == 2
         for _, writer in clients:
             writer.write(post())
@@ -287,6 +285,91 @@ def test_a_worker_that_can_open_no_file_in_its_last_moment_leaves_nothing_behind
 
     uvloop.run(scenario())
     assert failed == []
+
+
+class Told(Balance):
+    """It keeps what a worker tells the others."""
+
+    def __init__(self, number: int, counts: "memoryview[int]") -> None:
+        super().__init__(number, counts)
+        self.told: list[int] = []
+
+    def tell(self, connections: int) -> None:
+        self.told.append(connections)
+        super().tell(connections)
+
+
+@contextlib.asynccontextmanager
+async def accepting(model: Path, balance: Balance) -> AsyncIterator[tuple[Connections, Callable[[int], None]]]:
+    """The connections of a worker that accepts them from a socket, and what makes so many clients connect to it."""
+    connections = Connections(64, 60, balance)
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as clients:
+        listener.setblocking(False)
+        acceptor = http_server._Acceptor(Application(lambda: Predictor.load(model)), listener, connections)
+        acceptor.start()
+
+        def arrive(count: int) -> None:
+            for _ in range(count):
+                clients.enter_context(socket.create_connection(listener.getsockname()))
+
+        async with asyncio.timeout(10):
+            yield connections, arrive
+        acceptor.stop()
+
+
+async def until_there_are(connections: Connections, count: int) -> None:
+    while len(connections) < count:
+        await asyncio.sleep(0.001)
+
+
+def test_a_worker_tells_the_others_of_each_connection_once_also_while_it_is_made(model: Path) -> None:
+    """Else the others take its share of a load that begins: 32 connections were dealt 18 to 14."""
+    shared = memoryview(bytearray(8)).cast("I")
+    one, other = Told(0, shared), Balance(1, shared)
+    other.listen()
+
+    async def scenario() -> None:
+        async with accepting(model, one) as (connections, arrive):
+            arrive(8)
+            await until_there_are(connections, 8)
+            await asyncio.sleep(0.01)
+            assert one.told == sorted(one.told)
+            assert one.told[-1] == 8
+
+    uvloop.run(scenario())
+
+
+def test_a_worker_that_gives_way_takes_its_share_of_what_arrives_meanwhile(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "_GIVE_WAY_SECONDS", 3600)
+    one, other = Balance.of(2)
+    other.listen()
+
+    async def scenario() -> None:
+        async with accepting(model, one) as (connections, arrive):
+            arrive(1)
+            await until_there_are(connections, 1)
+            arrive(1)  # which is the other's, as far as it knows
+            await asyncio.sleep(0.01)
+            arrive(2)
+            await until_there_are(connections, 2)
+            await asyncio.sleep(0.01)
+            assert len(connections) == 2
+
+    uvloop.run(scenario())
+
+
+def test_what_the_others_do_not_take_is_taken_a_little_later(model: Path) -> None:
+    one, stuck = Balance.of(2)
+    stuck.listen()
+
+    async def scenario() -> None:
+        async with accepting(model, one) as (connections, arrive):
+            arrive(5)
+            await until_there_are(connections, 5)
+
+    uvloop.run(scenario())
 
 
 def test_each_worker_takes_its_share_of_what_arrives() -> None:

@@ -8,6 +8,7 @@ next request would begin.
 import asyncio
 import time
 from collections import deque
+from functools import partial
 from http import HTTPStatus
 
 import httptools
@@ -39,6 +40,7 @@ class Connections:
     def __init__(self, most: int, seconds: float, balance: Balance) -> None:
         self.most = most
         self.balance = balance
+        self._coming: set[Connection] = set()  # which were accepted, and are not open yet
         self._making: set[asyncio.Task[object]] = set()
         self._seconds = seconds
         self._open: set[Connection] = set()
@@ -50,26 +52,30 @@ class Connections:
     def __len__(self) -> int:
         return len(self._open)
 
-    def make(self, making: "asyncio.Task[object]") -> None:
-        """One has been accepted, and this task makes it."""
+    def make(self, connection: "Connection", making: "asyncio.Task[object]") -> None:
+        """It has been accepted, and this task makes it."""
+        self._coming.add(connection)
         self._making.add(making)
-        making.add_done_callback(self._made)
+        making.add_done_callback(partial(self._made, connection))
         self._tell()
 
-    def _made(self, making: "asyncio.Task[object]") -> None:
+    def _made(self, connection: "Connection", making: "asyncio.Task[object]") -> None:
         self._making.discard(making)
+        self._coming.discard(connection)  # where it was not opened
         self._tell()
 
     def _tell(self) -> None:
-        self.balance.tell(len(self._open) - len(self._leaving) + len(self._making))
+        self.balance.tell(len(self._coming) + len(self._open) - len(self._leaving))
 
     def opened(self, connection: "Connection") -> bool:
         """False where there is no place: all connections wait for an answer."""
+        self._coming.discard(connection)  # or it would count twice until its task ends
         if len(self._open) >= self.most:
             if not self._silent:
                 return False
             next(iter(self._silent)).close()
         self._open.add(connection)
+        self._tell()
         return True
 
     def leaves(self, connection: "Connection") -> None:

@@ -5,7 +5,6 @@ import logging
 import signal
 import socket
 import struct
-from functools import partial
 
 import uvloop
 
@@ -16,8 +15,10 @@ from model_code.container.worker import Worker
 _TICK_SECONDS = 0.1
 # How long after SIGTERM a connection that nobody has asked on is still read: what has arrived by then is answered.
 _GRACE_SECONDS = 0.2
-# How long a worker that has its share leaves a new connection to the others; they may be busy.
-_GIVE_WAY_SECONDS = 0.02
+# How long a worker that has its share leaves new connections to the others, which may be busy, and how often it looks whether
+# they have been taken.
+_GIVE_WAY_SECONDS = 0.05
+_LOOK_SECONDS = 0.002
 # How long nothing is accepted when no more files can be opened.
 _NO_FILES_SECONDS = 1.0
 _TCPI_UNACKED = 24  # its offset in struct tcp_info, linux/tcp.h
@@ -98,22 +99,33 @@ class _Acceptor:
         self._listener.close()
 
     def _take_share(self) -> None:
-        share = self._balance.share(_arriving(self._listener))
-        if share <= 0:
-            self._wait(_GIVE_WAY_SECONDS)
+        share = self._balance.share(max(1, _arriving(self._listener)))
+        if share > 0:
+            self._accept_several(share)
             return
-        while share > 0 and self._accept():
-            share -= 1
-
-    def _wait(self, seconds: float) -> None:
         self._loop.remove_reader(self._listener)
-        self._waiting = self._loop.call_later(seconds, self._go_on)
+        self._give_way(self._loop.time() + _GIVE_WAY_SECONDS)
 
-    def _go_on(self) -> None:
+    def _give_way(self, until: float) -> None:
+        self._waiting = self._loop.call_later(_LOOK_SECONDS, self._look_again, until)
+
+    def _look_again(self, until: float) -> None:
+        """More may have come meanwhile, some of them this worker's; nobody is left to a worker that does not take them."""
+        arriving = _arriving(self._listener)
+        share = self._balance.share(arriving)
+        if arriving and share <= 0 and self._loop.time() < until:
+            self._give_way(until)
+            return
+        self._listen_again()
+        self._accept_several(max(1, share))
+
+    def _listen_again(self) -> None:
         self._waiting = None
-        self._accept()
-        if self._waiting is None:
-            self._loop.add_reader(self._listener, self._take_share)
+        self._loop.add_reader(self._listener, self._take_share)
+
+    def _accept_several(self, most: int) -> None:
+        while most > 0 and self._accept():
+            most -= 1
 
     def _accept(self) -> bool:
         """Whether there was a connection that no other worker had taken."""
@@ -125,15 +137,17 @@ class _Acceptor:
         except OSError:
             _log.exception("a connection could not be accepted")
             if self._waiting is None:
-                self._wait(_NO_FILES_SECONDS)
+                self._loop.remove_reader(self._listener)
+                self._waiting = self._loop.call_later(_NO_FILES_SECONDS, self._listen_again)
             return False
         accepted.setblocking(False)
-        connect = partial(Connection, self._worker, self._connections)
-        self._connections.make(self._loop.create_task(self._loop.connect_accepted_socket(connect, accepted)))
+        connection = Connection(self._worker, self._connections)
+        making = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, accepted))
+        self._connections.make(connection, making)
         return True
 
 
 def _arriving(listener: socket.socket) -> int:
     """How many connections wait to be accepted: what ss(8) calls the Recv-Q of a socket that listens."""
     (waiting,) = struct.unpack_from("I", listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32), _TCPI_UNACKED)
-    return max(1, int(waiting))
+    return int(waiting)
