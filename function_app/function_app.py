@@ -9,13 +9,16 @@ through `logging` in the thread that runs the handler: the worker knows by the t
 # ruff: noqa: E402 (what makes a cold start short has to come before the imports that it makes short)
 
 import gc
+import importlib.util
 import json
 import logging
 import os
+import sys
 import threading
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 from model_code import environment
 
@@ -96,6 +99,28 @@ def _milliseconds_since(started: float) -> float:
 # whoever asks earlier waits. Digests are computed and sessions made without the interpreter's lock, beside what follows.
 _loading = threading.Thread(target=_load, name="load")
 _loading.start()
+
+
+def _defer(name: str) -> None:
+    """Let modules of this package be imported without its own code, which runs when somebody asks for what it defines."""
+    spec = None if name in sys.modules else importlib.util.find_spec(name)
+    if spec is None or spec.loader is None:
+        return
+    loader, package = spec.loader, importlib.util.module_from_spec(spec)
+
+    def ask(attribute: str) -> Any:
+        if importlib.util.find_spec(f"{name}.{attribute}"):
+            raise AttributeError(f"{name} has no {attribute} yet")  # which tells `from` to import the module
+        del package.__dict__["__getattr__"]
+        loader.exec_module(package)
+        return getattr(package, attribute)
+
+    package.__dict__["__getattr__"] = ask
+    sys.modules[name] = package
+
+
+# azure.functions reads headers and forms with it, and it would begin with its development server and its test client.
+_defer("werkzeug")
 
 import azure.functions as func
 

@@ -341,6 +341,37 @@ def test_a_cold_start_sets_no_thread_of_numpy_to_work_and_leaves_the_garbage_col
     assert b"'OPENBLAS_NUM_THREADS': '1'" in finished.stdout
 
 
+def test_a_cold_start_imports_no_development_server_and_who_asks_for_it_gets_it() -> None:
+    script = (
+        "import sys, function_app.function_app, werkzeug\n"
+        "print('werkzeug.http' in sys.modules, 'werkzeug.serving' in sys.modules, 'http.server' in sys.modules)\n"
+        "from werkzeug import formparser, run_simple, Request\n"
+        "print(run_simple.__module__, Request.__module__, formparser.__name__, hasattr(werkzeug, 'missing'))\n"
+        "print(werkzeug.Response is sys.modules['werkzeug.wrappers'].Response)"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, env={}
+    )
+    assert finished.stdout.splitlines() == [
+        "True False False",
+        "werkzeug.serving werkzeug.wrappers.request werkzeug.formparser False",
+        "True",
+    ]
+
+
+def test_what_the_worker_has_imported_already_stays_as_it_is() -> None:
+    script = (
+        "import werkzeug\n"
+        "before = dict(vars(werkzeug))\n"
+        "import function_app.function_app\n"
+        "print(all(vars(werkzeug)[name] is value for name, value in before.items()), '__getattr__' in vars(werkzeug))"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, env={}
+    )
+    assert finished.stdout == "True False\n"
+
+
 # Limits
 
 
