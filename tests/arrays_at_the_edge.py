@@ -1,4 +1,4 @@
-"""Reads texts that end where a page ends into rooms that do: `python arrays_at_the_edge.py LIBRARY` prints how many.
+"""Reads texts and numbers that end where a page ends, texts into rooms that do: `python arrays_at_the_edge.py LIBRARY` prints how many.
 
 The page behind each is protected, so that one byte too far ends this process.
 """
@@ -57,7 +57,8 @@ def texts() -> Iterator[tuple[bytes, tuple[int, ...]]]:
 
 
 def main() -> None:
-    read = ctypes.CDLL(sys.argv[1]).read_arrays
+    library = ctypes.CDLL(sys.argv[1])
+    read = library.read_arrays
     read.restype = ctypes.c_int64
     text_edge, room_edge = Edge(2), Edge(1)
     count = 0
@@ -80,6 +81,9 @@ def main() -> None:
             ctypes.c_void_p(room),
         )
         count += 1
+    for several in range(70):
+        start = text_edge.put(bytes(4 * several))
+        count += library.all_finite(ctypes.c_void_p(start), ctypes.c_int64(0), ctypes.c_int64(several))
     print(count)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from infra.aws.sources import NATIVE_SOURCES, read_sources
 from infra.settings import ROOT
 from model_code.inference import arrays
-from model_code.inference.arrays import read_arrays
+from model_code.inference.arrays import all_finite, read_arrays
 from model_code.native import build
 from model_code.native.build import BuildError, compile_library, this_machine
 
@@ -48,10 +48,32 @@ def test_without_the_library_everything_is_left_to_the_general_reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(arrays, "LIBRARY", tmp_path / "libarrays.so")
-    assert arrays._load() is None
+    assert arrays._load() == (None, None)
     (tmp_path / "libarrays.so").write_bytes(b"\x7fELF, of another machine")
-    monkeypatch.setattr(arrays, "_read", arrays._load())
+    for name, function in zip(("_read", "_all_finite"), arrays._load(), strict=True):
+        monkeypatch.setattr(arrays, name, function)
     assert read("[1]", 1) is None
+    assert not all_finite(np.zeros(4, np.float32).tobytes(), 0, 4)
+
+
+@pytest.mark.parametrize("wrong", [0x7F800000, 0xFF800000, 0x7F800001, 0xFF800001, 0x7FC00000, 0xFFFFFFFF], ids=hex)
+def test_infinity_and_every_kind_of_nan_are_not_finite_wherever_they_stand(wrong: int) -> None:
+    for count in range(1, 40):
+        for place in range(count):
+            numbers = np.full(count, 0xFF7FFFFF, np.uint32)
+            numbers[place] = wrong
+            assert not all_finite(b"header" + numbers.tobytes(), 6, count)
+
+
+def test_every_other_number_is_finite() -> None:
+    numbers = np.array([0, 0x80000000, 1, 0x80000001, 0x007FFFFF, 0x7F7FFFFF, 0xFF7FFFFF], np.uint32)
+    for count in range(1, 8):
+        # What stands around them is none of them.
+        assert all_finite(b"\xff\xff\xff" + numbers[:count].tobytes() + b"\xff\xff\xff\xff", 3, count)
+    assert all_finite(b"", 0, 0)
+    random = np.random.default_rng(0).integers(0, 2**32, 100_000, np.uint32)
+    for part in random.reshape(-1, 20):
+        assert all_finite(part.tobytes(), 0, 20) == np.isfinite(part.view(np.float32)).all()
 
 
 # Numbers

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from model_code.inference import json_body
+from model_code.inference import codecs, json_body
 from model_code.inference.codecs import CSV, DECODERS, JSON, JSON_LINES, NPY, PNG
 from model_code.inference.contract import Golden, Preprocessing, Signature, TensorSpec
 from model_code.inference.errors import RequestError
@@ -83,9 +83,10 @@ each_length = pytest.mark.parametrize("examples", [200, pytest.param(5_000, mark
 
 @pytest.fixture(params=["compiled", "general"])
 def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both readers of JSON in turn: nobody may tell from an answer which of them it was."""
+    """With the compiled library and without it: nobody may tell from an answer which of them it was."""
     if request.param == "general":
         monkeypatch.setattr(json_body, "read_arrays", lambda *arguments, **options: None)
+        monkeypatch.setattr(codecs, "all_finite", lambda *arguments: False)
 
 
 # The oracle
@@ -550,6 +551,7 @@ def test_csv_is_read_as_float_reads_its_cells(examples: int) -> None:
 
 
 @each_length
+@pytest.mark.usefixtures("reader")
 def test_npy_is_read_as_numpy_reads_it(examples: int) -> None:
     @properties(examples)
     @given(npy_requests())

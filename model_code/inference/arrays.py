@@ -1,4 +1,4 @@
-"""Nested JSON arrays of numbers to float32, by the compiled model_code/native/arrays.c.
+"""Nested JSON arrays of numbers to float32, and a look at float32 as it is, by the compiled model_code/native/arrays.c.
 
 It reads what is exactly as it should be and refuses all else. Without the library beside this file, which a set-up and every
 image and package of ours have, it refuses everything: whoever asks has a general way that takes its place.
@@ -50,16 +50,23 @@ def read_arrays(
     return numbers
 
 
+def all_finite(body: bytes, start: int, count: int) -> bool:
+    """Whether `count` float32 in this machine's byte order, from body[start] on, are known to be finite."""
+    return _all_finite is not None and bool(_all_finite(body, start, count))
+
+
 @lru_cache(maxsize=64)
 def _as_c(sizes: tuple[int, ...]) -> Any:
     return (ctypes.c_int64 * len(sizes))(*sizes)
 
 
-def _load() -> Callable[..., int] | None:
+def _load() -> tuple[Callable[..., int] | None, Callable[..., int] | None]:
+    """read_arrays and all_finite of the library."""
     try:
-        read: Any = ctypes.CDLL(str(LIBRARY)).read_arrays
+        library: Any = ctypes.CDLL(str(LIBRARY))
     except OSError:
-        return None
+        return None, None
+    read, finite = library.read_arrays, library.all_finite
     read.argtypes = (
         ctypes.c_char_p,
         ctypes.c_int64,
@@ -72,8 +79,9 @@ def _load() -> Callable[..., int] | None:
         ctypes.POINTER(ctypes.c_float),
     )
     read.restype = ctypes.c_int64
-    function: Callable[..., int] = read
-    return function
+    finite.argtypes = (ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64)
+    finite.restype = ctypes.c_int32
+    return read, finite
 
 
-_read = _load()
+_read, _all_finite = _load()

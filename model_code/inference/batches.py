@@ -41,11 +41,11 @@ def known_shapes(key: str, shape: Shape) -> Sequence[Shape]:
     return [shape, (None, *shape[2:])] if key == "images" and shape[1] == 1 else [shape]
 
 
-def allowed_shapes(key: str, signature: Signature) -> Sequence[Shape]:
+def allowed_shapes(key: str, shape: Shape) -> Sequence[Shape]:
     """The same. Raises BadField where the model takes no raw images."""
-    shapes = known_shapes(key, signature.input.shape)
+    shapes = known_shapes(key, shape)
     if not shapes:
-        allowed = describe_shapes([signature.input.shape])
+        allowed = describe_shapes([shape])
         raise BadField(f"this model takes no raw images; send data, numbers of shape {allowed}")
     return shapes
 

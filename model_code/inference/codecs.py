@@ -18,8 +18,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from model_code.inference.arrays import all_finite
 from model_code.inference.batches import (
     Batch,
+    Shape,
     allowed_shapes,
     bad_shape,
     check_instances,
@@ -69,11 +71,12 @@ class Answer(NamedTuple):
 
 
 class NpyHeader(NamedTuple):
-    """How the data of a .npy file is to be read."""
+    """How the data of a .npy file is to be read, and how many bytes there have to be."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     order: Literal["C", "F"]
+    size: int
 
 
 # A body, what the model wants, and how many instances it may hold at most.
@@ -150,21 +153,17 @@ def _decode_line(number: int, line: bytes, signature: Signature) -> Batch:
 
 def _decode_npy(body: bytes, signature: Signature, most: int) -> Batch:
     """An array as numpy.save writes it: float32 or float64 is normalised, uint8 is raw. Fortran order is fine."""
-    header_end = _find_header_end(body)
-    header = _read_npy_header(body[:header_end])
-    shape, raw = header.shape, header.dtype == np.uint8
-    shapes = allowed_shapes("images" if raw else "data", signature)
-    if not shape:
-        raise bad_shape("npy", shapes)
-    check_instances(shape[0], most)
-    sizes = (shape[0], *find_shape("npy", len(shape), shapes))
-    if shape != sizes:
-        raise bad_shape("npy", shapes)
-    size = math.prod(sizes) * header.dtype.itemsize
-    if len(body) - header_end != size:
-        raise BadNpy(f"the header promises {size} bytes, {len(body) - header_end} follow it")
-    values = np.frombuffer(body, header.dtype, offset=header_end).reshape(sizes, order=header.order)
-    inputs = normalise_images(values, signature) if raw else to_float32("npy", values)
+    start = _find_header_end(body)
+    header = _read_npy_header(body[:start], signature.input.shape, most)
+    if len(body) - start != header.size:
+        raise BadNpy(f"the header promises {header.size} bytes, {len(body) - start} follow it")
+    values: NDArray[Any] = np.ndarray(header.shape, header.dtype, body, start, order=header.order)
+    if header.dtype == np.uint8:
+        inputs = normalise_images(values, signature)
+    elif header.dtype == np.float32 and values.flags.aligned and all_finite(body, start, values.size):
+        inputs = values
+    else:
+        inputs = to_float32("npy", values)
     return Batch(np.ascontiguousarray(inputs), probabilities=False)
 
 
@@ -185,8 +184,8 @@ def _header_start(body: bytes) -> int:
 
 # Python's parser takes longer than everything else here, and a caller's next array mostly has the same header.
 @lru_cache(maxsize=64)
-def _read_npy_header(raw: bytes) -> NpyHeader:
-    """What the first bytes of a body say, up to the end of the header."""
+def _read_npy_header(raw: bytes, wanted: Shape, most: int) -> NpyHeader:
+    """What the first bytes of a body say, up to the end of the header, to a model whose input has the shape `wanted`."""
     try:
         header = ast.literal_eval(raw[_header_start(raw) :].decode("utf-8"))
     # What it raises for text that is no literal, as its documentation lists it.
@@ -201,7 +200,14 @@ def _read_npy_header(raw: bytes) -> NpyHeader:
         raise BadNpy("the header's fortran_order is True or False")
     if header["descr"] not in _NPY_DTYPES:
         raise BadDtype("npy: float32 and float64 (normalised) and uint8 (raw) are supported")
-    return NpyHeader(np.dtype(header["descr"]), shape, "F" if header["fortran_order"] else "C")
+    dtype = np.dtype(header["descr"])
+    shapes = allowed_shapes("images" if dtype == np.uint8 else "data", wanted)
+    if not shape:
+        raise bad_shape("npy", shapes)
+    check_instances(shape[0], most)
+    if shape != (shape[0], *find_shape("npy", len(shape), shapes)):
+        raise bad_shape("npy", shapes)
+    return NpyHeader(dtype, shape, "F" if header["fortran_order"] else "C", math.prod(shape) * dtype.itemsize)
 
 
 def _decode_csv(body: bytes, signature: Signature, most: int) -> Batch:

@@ -79,7 +79,7 @@ def _read(document: Any, body: bytes, signature: Signature, most: int | None) ->
     if not isinstance(probabilities, bool):
         raise BadDtype("probabilities: true or false")
     key = "data" if "data" in keys else "images"
-    numbers = _read_numbers(key, document[key], body, allowed_shapes(key, signature), most)
+    numbers = _read_numbers(key, document[key], body, allowed_shapes(key, signature.input.shape), most)
     if key == "data":
         return Batch(to_float32(key, numbers), probabilities)
     if numbers.min() < 0 or numbers.max() > 255:

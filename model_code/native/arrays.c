@@ -1,4 +1,4 @@
-/* Reads nested JSON arrays of numbers into float32.
+/* Reads nested JSON arrays of numbers into float32, and looks whether float32 are finite.
  *
  * It reads what a body that is as it should be holds, and may refuse whatever it likes: the general reader, json_document.py,
  * takes what is refused here and finds the words for what is wrong with it. What is accepted has to be right: the grammar of
@@ -236,4 +236,16 @@ int64_t read_arrays(const char *body, int64_t start, int64_t length, const int64
             if (!full && !(open && depth == 1)) return REFUSED;
         }
     }
+}
+
+/* Whether `count` float32, from `start` bytes behind `body` on, are all finite: an exponent of ones is infinity or NaN. */
+int32_t all_finite(const char *body, int64_t start, int64_t count) {
+    const char *at = body + start;
+    uint32_t carries = 0;
+    for (int64_t index = 0; index < count; index++) {
+        uint32_t bits;
+        __builtin_memcpy(&bits, at + 4 * index, sizeof bits);
+        carries |= (bits & 0x7FFFFFFF) + 0x00800000; /* It reaches the highest bit from an exponent of ones only. */
+    }
+    return !(carries >> 31);
 }
