@@ -72,6 +72,7 @@ def test_two_processes_that_torchrun_starts_train_what_one_trains(tmp_path: Path
     assert job.log.count("exported mnist-") == 1
 
 
+@pytest.mark.slow
 def test_two_processes_of_one_host_train_what_one_trains(tmp_path: Path, alone: MlPaths) -> None:
     paths = write_job(tmp_path, HYPERPARAMETERS)
     job = finish_job(paths, **TWO)
