@@ -111,7 +111,7 @@ def _defer(name: str) -> None:
     def ask(attribute: str) -> Any:
         if importlib.util.find_spec(f"{name}.{attribute}"):
             raise AttributeError(f"{name} has no {attribute} yet")  # which tells `from` to import the module
-        del package.__dict__["__getattr__"]
+        package.__dict__.pop("__getattr__", None)
         loader.exec_module(package)
         return getattr(package, attribute)
 

@@ -1,6 +1,7 @@
-"""Reads texts and numbers that end where a page ends, texts into rooms that do: `python arrays_at_the_edge.py LIBRARY` prints how many.
+"""Reads texts and numbers that end where a page ends, texts into rooms that do.
 
-The page behind each is protected, so that one byte too far ends this process.
+`python arrays_at_the_edge.py LIBRARY` prints how many. The page behind each is protected, so that one byte too far ends this
+process.
 """
 
 import ctypes
