@@ -318,6 +318,14 @@ def test_a_request_waits_no_longer_for_the_model_than_for_its_answer(
     assert json.loads(call(held.app, "classify", BODY).get_body()) == ANSWER
 
 
+def in_a_fresh_process(script: str) -> str:
+    """What it prints, without any variable of this process."""
+    finished = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, env={}
+    )
+    return finished.stdout
+
+
 def test_the_function_itself_brings_no_library_but_those_of_the_core() -> None:
     script = (
         "import sys, azure.functions, numpy, onnxruntime\n"
@@ -326,19 +334,16 @@ def test_the_function_itself_brings_no_library_but_those_of_the_core() -> None:
         "import function_app.function_app\n"
         "print(*libraries() - before)"
     )
-    finished = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, env={}
-    )
-    assert set(finished.stdout.split()) - set(sys.stdlib_module_names) == {"function_app", "model_code"}
+    assert set(in_a_fresh_process(script).split()) - set(sys.stdlib_module_names) == {"function_app", "model_code"}
 
 
 def test_a_cold_start_sets_no_thread_of_numpy_to_work_and_leaves_the_garbage_collector_on() -> None:
     script = (
         "import gc, os, function_app.function_app; print(gc.isenabled(), gc.get_freeze_count() > 0, dict(os.environ))"
     )
-    finished = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True, env={})
-    assert finished.stdout.startswith(b"True True ")
-    assert b"'OPENBLAS_NUM_THREADS': '1'" in finished.stdout
+    said = in_a_fresh_process(script)
+    assert said.startswith("True True ")
+    assert "'OPENBLAS_NUM_THREADS': '1'" in said
 
 
 def test_a_cold_start_imports_no_development_server_and_who_asks_for_it_gets_it() -> None:
@@ -349,10 +354,7 @@ def test_a_cold_start_imports_no_development_server_and_who_asks_for_it_gets_it(
         "print(run_simple.__module__, Request.__module__, formparser.__name__, hasattr(werkzeug, 'missing'))\n"
         "print(werkzeug.Response is sys.modules['werkzeug.wrappers'].Response)"
     )
-    finished = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, env={}
-    )
-    assert finished.stdout.splitlines() == [
+    assert in_a_fresh_process(script).splitlines() == [
         "True False False",
         "werkzeug.serving werkzeug.wrappers.request werkzeug.formparser False",
         "True",
@@ -366,10 +368,7 @@ def test_what_the_worker_has_imported_already_stays_as_it_is() -> None:
         "import function_app.function_app\n"
         "print(all(vars(werkzeug)[name] is value for name, value in before.items()), '__getattr__' in vars(werkzeug))"
     )
-    finished = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, env={}
-    )
-    assert finished.stdout == "True False\n"
+    assert in_a_fresh_process(script) == "True False\n"
 
 
 # Limits
