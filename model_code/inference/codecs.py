@@ -160,6 +160,7 @@ def _decode_npy(body: bytes, signature: Signature, most: int) -> Batch:
     values: NDArray[Any] = np.ndarray(header.shape, header.dtype, body, start, order=header.order)
     if header.dtype == np.uint8:
         inputs = normalise_images(values, signature)
+    # numpy's reductions, cold after every run, take longer than all else here.
     elif header.dtype == np.float32 and values.flags.aligned and all_finite(body, start, values.size):
         inputs = values
     else:
