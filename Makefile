@@ -27,7 +27,7 @@ test-cdktn: setup .venv/.cdktn-ready ## The Azure stack's tests with the second 
 	@FERRY_CDKTF_KIT=cdktn $(BIN)/python -m pytest tests/test_azure_kit.py tests/test_infra_azure*.py
 
 synth: setup ## Both clouds' templates for FERRY_ENV, written to cdk.out and cdktf.out
-	@cdk synth --quiet --all && cdktf synth
+	@cdk synth --quiet && cdktf synth
 
 bench: setup ## Everything that is measured, peers included (after make demo); QUICK=1: a try; DATA=<MNIST folder>: training too
 	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(DATA),--data "$(DATA)") $(if $(PEERS),--peers "$(PEERS)") $(if $(INT8),--int8 "$(INT8)") $(RELEASE)

@@ -37,7 +37,7 @@ def synthesize(app: Sequence[str], context: Sequence[str], folder: Path) -> floa
     program = shutil.which("cdk")
     if not program:
         raise SystemExit("cdk is not on the PATH; run `make setup`, or `make bench`, which does")
-    command = [program, "synth", "--quiet", "--all", "--output", str(folder), "--app", " ".join(app), *context]
+    command = [program, "synth", "--quiet", "--output", str(folder), "--app", " ".join(app), *context]
     variables = {**os.environ, "JSII_RUNTIME_PACKAGE_CACHE_ROOT": str(ROOT / "build" / "jsii")}
     variables["CDK_DISABLE_CLI_TELEMETRY"] = "true"
     started = time.perf_counter()

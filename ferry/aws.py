@@ -1,5 +1,6 @@
 """AWS clients for one environment, and the wall between the emulator and real accounts."""
 
+import functools
 import ipaddress
 import json
 import os
@@ -84,9 +85,10 @@ def shared(connect: Connect) -> Connect:
 def _client(settings: Settings, service: str, patience: Config) -> Any:
     config = patience.merge(Config(region_name=settings.aws.region))
     if settings.local is not None:
-        session = boto3.Session(botocore_session=botocore.session.Session(session_vars=_NO_PROFILE))
         direct = config.merge(Config(proxies={}))
-        made = session.client(service, endpoint_url=emulator_url(settings), config=direct, **_EMULATOR_CREDENTIALS)
+        made = _emulator_session().client(
+            service, endpoint_url=emulator_url(settings), config=direct, **_EMULATOR_CREDENTIALS
+        )
         return refuse_unreadable(expect_owner(settings, made))
     real = boto3.client(service, config=config)
     if _this_machine(urlsplit(real.meta.endpoint_url).hostname or ""):
@@ -95,6 +97,12 @@ def _client(settings: Settings, service: str, patience: Config) -> Any:
             f"environment {settings.environment!r} stands for a real account; unset it, or use --env local"
         )
     return refuse_unreadable(expect_owner(settings, real))
+
+
+@functools.cache
+def _emulator_session() -> boto3.Session:
+    """One for all clients, as boto3 has one for those of real accounts: each reads the descriptions of services anew."""
+    return boto3.Session(botocore_session=botocore.session.Session(session_vars=_NO_PROFILE))
 
 
 def refuse_unreadable(client: Any) -> Any:

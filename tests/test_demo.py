@@ -43,7 +43,7 @@ def ferry(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def settings_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_settings(tmp_path_factory.mktemp("demo"), name="demo")
+    return write_settings(tmp_path_factory.mktemp("demo"), name="demo", digits_epochs=6)
 
 
 @pytest.fixture(scope="module")
