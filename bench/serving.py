@@ -61,7 +61,7 @@ class Plan:
     steady: float
 
 
-FULL = Plan(rounds=2, turns=2, steadies=3, turn=1, pause=0.15, warm_up=1, steady=6)
+FULL = Plan(rounds=2, turns=3, steadies=3, turn=1, pause=0.15, warm_up=1, steady=6)
 QUICK = Plan(rounds=1, turns=1, steadies=1, turn=1, pause=0.15, warm_up=1, steady=3)
 
 
