@@ -101,7 +101,7 @@ def _client(settings: Settings, service: str, patience: Config) -> Any:
 
 @functools.cache
 def _emulator_session() -> boto3.Session:
-    """One for all clients, as boto3 has one for those of real accounts: each reads the descriptions of services anew."""
+    """One for all clients, as boto3 has for those of real accounts: every session reads the descriptions of services anew."""
     return boto3.Session(botocore_session=botocore.session.Session(session_vars=_NO_PROFILE))
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from moto.s3.responses import S3Response
 
-from ferry import aws, model_check
+from ferry import model_check
 from ferry import release as release_module
 from ferry.archive import read_archive, write_archive
 from ferry.errors import FerryError, Refused
@@ -64,23 +64,6 @@ def _trial_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
             raise FerryError(f"MODEL_INVALID {origin}: {error}") from error
 
     monkeypatch.setattr(release_module, "probe_model", probe)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_client_for_each_service() -> Iterator[None]:
-    """To make a client takes longer than everything else here: boto3 reads the service's model anew for each."""
-    make, made = aws.client, dict[tuple[int, str], Any]()
-
-    def client(settings: Settings, service: str) -> Any:
-        assert settings.local is not None
-        key = settings.local.emulator_port, service
-        if key not in made:
-            made[key] = make(settings, service)
-        return made[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(aws, "client", client)
-        yield
 
 
 @pytest.fixture
