@@ -6,9 +6,9 @@
  * makes of it, bit for bit.
  *
  * Four things make it fast. The numbers need no second pass, because the shape is checked on the way. Eight digits are read
- * at once. What differs from number to number, as a sign, how exact a result is or how many digits a last group has, does not
- * decide where the code goes on: a processor that guesses wrong loses more time than half a number takes. And a number with
- * the text of the one before it has its value: most of an image is background.
+ * at once. How exact a result is, or how many digits the last group has, does not decide where the code goes on: a processor
+ * that guesses wrong loses more time than half a number takes. And a number with the text of the one before it has its value:
+ * most of an image is background.
  *
  * No function of a C library is called, so that one file runs beside every one of them.
  */
