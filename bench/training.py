@@ -6,16 +6,23 @@ Both start from the same arrays in memory, both run on the CPU, and what is time
 is that of PyTorch's MNIST example with its default arguments: every image goes through its transforms each time it is used, in
 batches of 64 from a DataLoader, Adadelta at 1.0, StepLR at 0.7. Its transforms are written here in plain torch, without the
 example's detour over PIL images, which favours it.
+
+The trainings take turns of a second, each in a process that stands still between its turns: a shared machine is a third slower
+in some minutes than in others, and one training after the other would measure that.
 """
 
+import contextlib
 import functools
+import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +48,10 @@ from model_code.training.torch_loop import choose_device
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 Judge = Callable[[], Scores]
+Loop = Callable[[Arrays, Arrays], Judge]  # trains on the first and tests on the second
+
+TURN_SECONDS = 1.0
+TURNS_BETWEEN_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -123,11 +134,84 @@ def ours(training: Arrays, testing: Arrays, epochs: int) -> Judge:
     return lambda: score(raw_outputs(network, inputs).cpu().numpy(), digits[1].labels, "log_softmax")
 
 
-def measure(name: str, train: Callable[[], Judge]) -> Result:
-    started, cpu = time.perf_counter(), time.process_time()
-    judge = train()
-    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
-    return Result(name, judge(), seconds, cpu_seconds)
+class Training:
+    """A loop in a process of its own, which stands still while it is not its turn."""
+
+    def __init__(self, name: str, folder: Path, loop: Loop) -> None:
+        self.name, self.seconds = name, 0.0
+        start = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads, which do not survive it
+        self._answers, theirs = start.Pipe()
+        self._process = start.Process(target=_train, args=(folder, loop, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._receive()  # the data are read
+        self._signal(signal.SIGSTOP)
+        self._answers.send("begin")
+
+    def take_turn(self) -> bool:
+        """Go on for at most TURN_SECONDS; whether the training has come to its end. Raises SystemExit where it failed."""
+        started = time.perf_counter()
+        self._signal(signal.SIGCONT)
+        ended = self._answers.poll(TURN_SECONDS)
+        self.seconds += time.perf_counter() - started
+        if not ended:
+            self._signal(signal.SIGSTOP)
+        return ended
+
+    def result(self) -> Result:
+        """After its last turn. The scoring is not timed."""
+        cpu_seconds = self._receive()
+        return Result(self.name, self._receive(), self.seconds, cpu_seconds)
+
+    def end(self) -> None:
+        self._process.kill()  # SIGTERM would wait for a process that stands still
+        self._process.join()
+
+    def _receive(self) -> Any:
+        try:
+            return self._answers.recv()
+        except EOFError:
+            self._process.join()
+            raise SystemExit(
+                f"bench.training: {self.name} ended with {self._process.exitcode}; its error stands above"
+            ) from None
+
+    def _signal(self, number: int) -> None:
+        pid = self._process.pid
+        assert pid is not None  # it was started
+        os.kill(pid, number)
+
+
+def _train(folder: Path, loop: Loop, answers: Connection) -> None:
+    """The process of a Training. What the loop prints counts seconds in which it stood still, so nobody sees it."""
+    arrays = [read(folder, prefix) for prefix in ("train", "t10k")]
+    answers.send("ready")
+    answers.recv()
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        cpu = time.process_time()
+        judge = loop(arrays[0], arrays[1])
+        answers.send(time.process_time() - cpu)
+        answers.send(judge())
+
+
+def in_turns(folder: Path, loops: Mapping[str, Loop]) -> list[Result]:
+    """The results of `loops`, by name, in their order. Raises SystemExit where a file is missing or a loop fails."""
+    with contextlib.ExitStack() as stack:
+        trainings = []
+        for name, loop in loops.items():
+            trainings.append(Training(name, folder, loop))
+            stack.callback(trainings[-1].end)
+        results: dict[str, Result] = {}
+        turns = 0
+        while len(results) < len(trainings):
+            for training in trainings:
+                if training.name not in results and training.take_turn():
+                    results[training.name] = training.result()
+                    print(f"{training.name}: done after {training.seconds:.1f} s of its own", flush=True)
+            turns += 1
+            if turns % TURNS_BETWEEN_LINES == 0 and len(results) < len(trainings):
+                print(f"{turns * TURN_SECONDS:.0f} s each", flush=True)
+        return [results[name] for name in loops]
 
 
 def read(folder: Path, prefix: str) -> Arrays:
@@ -170,13 +254,13 @@ def main() -> None:
             "usage: python -m bench.training FOLDER    (a folder with the four MNIST files, raw or as .gz)"
         )
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # both loops on the CPU; bench.gpu has a GPU's numbers
-    training, testing = (read(Path(sys.argv[1]), prefix) for prefix in ("train", "t10k"))
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
-    reference = measure("published, 1 epoch", lambda: published(training, testing))
-    results: list[Result] = []
-    for epochs in (1, 2):
-        name = f"ours, {epochs} epoch{'s' if epochs > 1 else ''}"
-        results.append(measure(name, functools.partial(ours, training, testing, epochs)))
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, in turns of {TURN_SECONDS:g} s", flush=True)
+    loops: dict[str, Loop] = {
+        "published, 1 epoch": published,
+        "ours, 1 epoch": functools.partial(ours, epochs=1),
+        "ours, 2 epochs": functools.partial(ours, epochs=2),
+    }
+    reference, *results = in_turns(Path(sys.argv[1]), loops)
     measured = summarise(reference, results)
     write_part("training", measured, quick=False)
     print(f"{'loop':<24}{'clock':>10}{'cores':>12}{'time':>12}{'accuracy':>12}{'loss':>10}")

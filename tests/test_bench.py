@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 from bench import cells as arithmetic
-from bench import constant, gpu, publish, scale_batch, scale_cores, scale_models, sizing, training
+from bench import constant, gpu, publish, scale_batch, scale_cores, scale_models, sizing
 from bench.cells import Cells
 from bench.core import check, one_thread, take_turn
 from bench.environments import Missing, Peer, build, find_peers
@@ -39,7 +39,6 @@ from infra.settings_hosting import HostingSettings
 from model_code import environment
 from model_code.container.settings import _MODEL_SHARE
 from model_code.inference.predictor import Predictor
-from model_code.training.evaluate import Scores
 from tests import serving_models
 
 IMAGES = {"json_1": 1, "json_16": 16, "binary_16": 16}
@@ -223,21 +222,6 @@ def test_one_turn_counts_at_least_one_call_but_the_first() -> None:
     calls: list[int] = []
     seconds = take_turn(lambda: calls.append(1))
     assert len(calls) == len(seconds) + 1 > 1
-
-
-def test_the_training_within_the_examples_time_is_the_longest_that_fits() -> None:
-    example, first, second = (
-        training.Result(name, Scores(loss=loss, accuracy=accuracy), seconds, seconds)
-        for name, accuracy, loss, seconds in (
-            ("example", 0.984, 0.05, 60),
-            ("1 epoch", 0.988, 0.04, 30),
-            ("2 epochs", 0.991, 0.03, 59),
-        )
-    )
-    measured = training.summarise(example, [first, second])["training"]
-    assert (measured["ours_over_example_time"], measured["accuracy"], measured["loss"]) == (0.5, 0.988, 0.04)
-    assert measured["accuracy_within_example_time"] == 0.991
-    assert training.summarise(first, [second])["training"]["accuracy_within_example_time"] is None
 
 
 @contextmanager
