@@ -127,8 +127,8 @@ def test_the_description_says_how_the_model_was_made(finished: Finished) -> None
     assert description.training.dataset == "squares"
     assert description.source_revision == "abc123"
     assert description.training.hyperparameters == {
-        "batch_size": 32, "checkpoint_steps": 500, "early_stop_patience": 0, "epochs": 3, "frozen_share": 0.25, "lr": 0.002,
-        "seed": 1, "shift": 1, "weight_decay": 0.01,
+        "batch_size": 32, "checkpoint_steps": 500, "dropout": 0.25, "early_stop_patience": 0, "epochs": 3, "frozen_share": 0.28,
+        "lr": 0.002, "seed": 1, "shift": 1, "weight_decay": 0.01,
     }  # fmt: skip
     assert description.framework_versions["torch"] == torch.__version__
     assert description.metrics["accuracy"] > 0.5
@@ -363,7 +363,7 @@ def test_t8_t9_an_absent_class_and_blank_images_are_said_and_allowed(
 # Bad hyperparameters and job files.
 
 BAD_HYPERPARAMETERS = {
-    '{"epoch": "1"}': "hyperparameter 'epoch' is unknown; allowed: epochs, batch_size, lr, weight_decay, seed, early_stop_patience, checkpoint_steps, shift, frozen_share",
+    '{"epoch": "1"}': "hyperparameter 'epoch' is unknown; allowed: epochs, batch_size, lr, weight_decay, seed, early_stop_patience, checkpoint_steps, shift, dropout, frozen_share",
     '{"epochs": "0"}': "hyperparameter epochs: found '0'; allowed: a whole number from 1 to 1,000",
     '{"epochs": "1000000000"}': "hyperparameter epochs: found '1000000000'",
     '{"epochs": "1.5"}': "hyperparameter epochs: found '1.5'",

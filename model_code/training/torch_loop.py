@@ -73,8 +73,8 @@ class Recipe:
     inputs of a step and a generator. Several processes call it with different inputs and the same generator, so what it
     draws may not depend on the number of inputs.
 
-    A module that `frozen` names stays as it is in the last steps, this share of them (0 to 1). The learning rate is small by
-    then and what lies near the inputs has settled, so it costs no accuracy, and its gradients are not computed.
+    A module that `frozen` names stays as it is in the last steps, this share of them (0 to 1), and its gradients are not
+    computed. What lies near the inputs settles first.
     """
 
     network: Callable[[], nn.Module]

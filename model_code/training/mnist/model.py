@@ -8,14 +8,17 @@ from model_code.training.distributed import DrawsPerExample
 
 
 class Network(nn.Module):
-    """Log-probabilities (n, 10) for normalised images (n, 1, 28, 28)."""
+    """Log-probabilities (n, 10) for normalised images (n, 1, 28, 28).
 
-    def __init__(self) -> None:
+    `dropout` is the probability in front of the last layer, and half of it that behind the pooling; the example has 0.5.
+    """
+
+    def __init__(self, dropout: float) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(1, 32, kernel_size=3)
         self.conv2 = nn.Conv2d(32, 64, kernel_size=3)
-        self.dropout1 = ByteDropout(0.25)
-        self.dropout2 = ByteDropout(0.5)
+        self.dropout1 = ByteDropout(dropout / 2)
+        self.dropout2 = ByteDropout(dropout)
         self.fc1 = nn.Linear(9216, 128)
         self.fc2 = nn.Linear(128, 10)
 

@@ -24,12 +24,15 @@ _ACTIVATION = "log_softmax"
 
 @dataclass(frozen=True)
 class Hyperparameters(LoopHyperparameters):
-    """Of the training job. Batches of 64 suit 60,000 images in one epoch as well as 1,500 images in twenty."""
+    """Of the training job. Batches of 64 suit 60,000 images in one epoch as well as 1,500 images in twenty.
+
+    `dropout` is half the published example's: in one or two epochs nothing is learnt by heart. In the last steps, this share
+    of them, conv2 rests; conv1, whose 320 numbers settle first, rests three times as long.
+    """
 
     shift: int = number(1, minimum=0, maximum=4)  # pixels that a batch may be moved by
-    frozen_share: float = number(
-        0.25, minimum=0.0, maximum=0.5
-    )  # of the steps, the last: conv2 rests, conv1 twice as long
+    dropout: float = number(0.25, minimum=0.0, maximum=0.9)
+    frozen_share: float = number(0.28, minimum=0.0, maximum=0.33)
 
 
 def main() -> int:
@@ -60,8 +63,8 @@ def train(job: Job) -> TrainedModel:
 def fit(settings: Hyperparameters, training: Examples, testing: Examples, where: Device, job: Job) -> nn.Module:
     """Train the digit network; see torch_loop.fit."""
     shift = partial(_shifted, settings.shift)
-    frozen = {"conv1": 2 * settings.frozen_share, "conv2": settings.frozen_share}
-    recipe = Recipe(Network, _ACTIVATION, shift, frozen)
+    frozen = {"conv1": 3 * settings.frozen_share, "conv2": settings.frozen_share}
+    recipe = Recipe(partial(Network, settings.dropout), _ACTIVATION, shift, frozen)
     return torch_loop.fit(recipe, settings, training, testing, where, job)
 
 
