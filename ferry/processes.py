@@ -58,12 +58,22 @@ def stop(mark: str, seconds: float) -> bool:
             # A server hands the signal on to its workers in its own order; only orphans get it from here.
             if process.ppid() not in pids:
                 process.send_signal(signal.SIGTERM)
-    psutil.wait_procs(marked, timeout=seconds)
+    started = time.monotonic()
+    while any(map(_lives, marked)) and time.monotonic() - started < seconds:
+        pause(started)
     for process in find(mark):
         with suppress(psutil.NoSuchProcess):
             process.kill()
     _reap()
     return bool(marked)
+
+
+def _lives(process: psutil.Process) -> bool:
+    """One that has ended does not, though whoever started it may collect it late or never: psutil's own wait would go on."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def port_owner(port: int) -> str | None:

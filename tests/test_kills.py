@@ -460,6 +460,28 @@ def test_d5_what_is_ended_carries_the_mark_of_its_environment_and_is_no_stranger
             each.wait()
 
 
+def test_d5_what_has_ended_and_nobody_collected_is_not_waited_for(tmp_path: Path) -> None:
+    """The parent is whoever started it, and may have other things to do; until then it stays in the table of processes."""
+    name = f"{tmp_path}:emulator"
+    start = (
+        "import os, sys, time; from pathlib import Path; from ferry import processes\n"
+        "command = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
+        "processes.start(sys.argv[1], command, os.environ, Path.cwd(), Path('log'))\n"
+        "time.sleep(30)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", start, name], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    try:
+        while not (found := processes.find(name)):
+            assert parent.poll() is None
+            time.sleep(0.05)
+        assert processes.stop(name, 600)
+        assert [each.status() for each in found] == ["zombie"]
+        assert parent.poll() is None
+    finally:
+        parent.kill()
+        parent.wait()
+
+
 def test_d5_a_job_that_a_killed_command_left_is_ended_by_down_and_one_of_a_living_command_is_not(
     tmp_path: Path,
 ) -> None:
