@@ -28,6 +28,7 @@ from ferry.data import dataset_settings, known_models, prepare, read_test_set, u
 from ferry.doors import Door, doors, request_body
 from ferry.errors import FerryError, Refused
 from ferry.files import write_atomically
+from ferry.locking import exclusively
 from ferry.package import build_package
 from ferry.pipeline_runner import Execution
 from ferry.processes import signals_interrupt
@@ -71,7 +72,7 @@ def run(settings: Settings, settings_path: Path, source: str | None, output: Pat
     stays up. Raises FerryError when a step fails or a number is off, naming it.
     """
     aws.local_settings(settings)
-    with local.exclusively(settings.build_path / "demo.lock", "ferry demo"), signals_interrupt():
+    with exclusively(settings.build_path / "demo.lock", "ferry demo"), signals_interrupt():
         for name in ("report.json", "report.png", *_REQUESTS):
             (output / name).unlink(missing_ok=True)
         local.down(settings, lambda _: None)  # an earlier run's stacks would be updated, not created
@@ -193,6 +194,7 @@ def _tool(settings: Settings, environment: str, output: Path, tool: str, *argume
         log=output / f"{tool}-{named}.log",
         shows=lambda text: any(sign in text for sign in ("✅", "❌", "deploying...", "Generated Terraform")),
         report=line,
+        alone=True,
     )
 
 

@@ -133,6 +133,7 @@ def _cdk(settings: Settings, environment_file: Path, arguments: list[str], repor
         log=settings.build_path / "destroy" / f"cdk-{arguments[0]}.log",
         shows=lambda text: any(sign in text for sign in ("destroying...", "✅", "❌", "DELETE_FAILED")),
         report=report,
+        alone=True,
     )
 
 

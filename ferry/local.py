@@ -4,7 +4,6 @@
 killed command left behind.
 """
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -13,17 +12,18 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from ferry import aws, processes
 from ferry.console import Report
 from ferry.errors import FerryError, Refused
 from ferry.files import write_atomically
 from ferry.functions_host import FUNCTION_KEY
+from ferry.locking import exclusively
 from infra.release import Release
 from infra.settings import ROOT, LocalSettings, Settings
 from model_code import environment
@@ -38,8 +38,6 @@ _START_SECONDS = 90
 _HEALTH_SECONDS = 2  # what SageMaker gives /ping
 # A little over the 30 s that SageMaker grants a container between SIGTERM and SIGKILL.
 _STOP_SECONDS = 35
-# What a command that was killed has started may hold its lock for a moment longer than it lives.
-_LOCK_SECONDS = 2
 
 
 @dataclass(frozen=True)
@@ -271,24 +269,3 @@ def _mark(settings: Settings, name: str) -> str:
 
 def _log(settings: Settings, name: str) -> Path:
     return settings.build_path / "local" / f"{name}.log"
-
-
-@contextmanager
-def exclusively(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path`; the kernel drops the lock when its holder dies. Raises FerryError where it stays held."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while not _locked(lock):
-            if time.monotonic() > deadline:
-                raise FerryError(f"another `{what}` command is at work in {path.parent}; wait for it to end")
-            time.sleep(0.05)
-        yield
-
-
-def _locked(lock: TextIO) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -6,15 +6,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from ferry import aws
 from ferry.console import Report
 from ferry.errors import FerryError
+from ferry.locking import exclusively
 from infra.settings import ENVIRONMENT_VARIABLE, ROOT, Settings
 
 _TAIL_LINES = 20
 _LOOK_SECONDS = 0.1
+_WAIT_SECONDS = 60
 
 
 def run(
@@ -25,19 +28,29 @@ def run(
     log: Path,
     shows: Callable[[str], bool],
     report: Report,
+    alone: bool = False,
 ) -> None:
     """Run `command` in `folder`; its output goes to `log`, the lines that `shows` picks to `report`.
 
     The tool outlives us: it writes to the file itself, so that no closed pipe ends it halfway when we are killed. When we
     are interrupted it gets exactly one SIGINT in a session of its own: a second one, as a terminal's Ctrl-C would add,
-    makes Terraform drop everything, its state included. Raises FerryError with the log's end.
+    makes Terraform drop everything, its state included.
+
+    With `alone`, one that outlived its command is waited for by the next run of the same tool with the same folder of logs:
+    the CDK CLI refuses to write where another one does. Raises FerryError with the log's end, and where the other one goes on.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
     name = Path(command[0]).name
-    with log.open("wb") as output, log.open(encoding="utf-8", errors="replace") as lines:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        held = []
+        if alone:
+            lock = stack.enter_context(exclusively(log.parent / f"{name}.lock", name, _WAIT_SECONDS, report))
+            held.append(lock.fileno())
+        output = stack.enter_context(log.open("wb"))
+        lines = stack.enter_context(log.open(encoding="utf-8", errors="replace"))
         process = subprocess.Popen(
             command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            start_new_session=True,
+            start_new_session=True, pass_fds=held,
         )  # fmt: skip
         try:
             ended = False

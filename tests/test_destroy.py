@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from moto.backends import get_backend
 
 from ferry import aws
 from ferry.cli import main
+from ferry.console import Report
 from ferry.destroy import destroy
 from ferry.destroy_aws import destroy_aws
 from ferry.destroy_azure import Resource, Terraform, destroy_azure, kept_addresses, stack_folder
@@ -532,3 +534,55 @@ pathlib.Path("ended").write_text(str(len(told)))
         )
     assert (tmp_path / "ended").read_text() == "1"
     assert "is told to end" in lines[1]
+
+
+def test_a_tool_that_outlived_its_command_is_waited_for(tmp_path: Path) -> None:
+    """`cdk` refuses a folder that another `cdk` writes to, so who runs a killed command again would have to wait for it."""
+    tool = """
+import pathlib, time
+with open("order", "a", buffering=1) as order:
+    order.write("begins\\n")
+    until = time.monotonic() + 60
+    while not pathlib.Path("go").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    order.write("ends\\n")
+"""
+    killed = subprocess.Popen([sys.executable, "-c", RUNS_ALONE, tool], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    try:
+        order = tmp_path / "order"
+        while not (order.exists() and order.read_text()):
+            assert killed.poll() is None
+            time.sleep(0.01)
+    finally:
+        killed.kill()
+        killed.wait()
+    lines: list[str] = []
+
+    def say(text: str) -> None:
+        lines.append(text)
+        (tmp_path / "go").touch()
+
+    run_alone(tool, tmp_path, say)
+    assert order.read_text().split() == ["begins", "ends", "begins", "ends"]
+    name = Path(sys.executable).name
+    assert lines == [f"another `{name}` command is at work in {tmp_path}; waiting for it to end"]
+
+
+RUNS_ALONE = """
+import sys
+from pathlib import Path
+from tests.test_destroy import run_alone
+run_alone(sys.argv[1], Path.cwd(), print)
+"""
+
+
+def run_alone(script: str, folder: Path, report: Report) -> None:
+    run(
+        [sys.executable, "-c", script],
+        environment={},
+        folder=folder,
+        log=folder / "tool.log",
+        shows=lambda _: False,
+        report=report,
+        alone=True,
+    )

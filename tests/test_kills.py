@@ -27,6 +27,7 @@ from botocore.exceptions import EndpointConnectionError
 from ferry import local, processes
 from ferry.doors import HttpDoor, Question, doors, request_body
 from ferry.errors import FerryError
+from ferry.locking import exclusively
 from ferry.release import current_release, make_release
 from ferry.steps.job import alone, mark
 from infra.settings import DATASETS_PREFIX, ROOT, Settings, load_settings
@@ -493,7 +494,7 @@ def test_d5_a_job_that_a_killed_command_left_is_ended_by_down_and_one_of_a_livin
         while not processes.find(mark(settings)):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        with local.exclusively(settings.build_path / "training" / "lock", "ferry batch"):
+        with exclusively(settings.build_path / "training" / "lock", "ferry batch"):
             local.down(settings, silent)
             assert [each.pid for each in processes.find(mark(settings))] == [job.pid]
             with (

@@ -12,7 +12,7 @@ from typing import Any
 
 from ferry import aws, processes
 from ferry.console import Report
-from ferry.local import exclusively
+from ferry.locking import exclusively
 from infra.settings import ROOT, Settings
 
 ML_FOLDER = "/opt/ml"
