@@ -3,9 +3,12 @@
 import functools
 import io
 import json
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from infra.settings import (
 
 Command = Callable[..., None]
 _NEWEST = "newest"  # no ARN
+_AGAIN_SECONDS = 0.05
 
 
 def pass_settings(command: Command) -> Command:
@@ -47,7 +51,9 @@ class _Interface(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked in __main__.py
+            with _dropped_interruptions_come_again():
+                return super().invoke(ctx)
         except SettingsError as error:
             _fail(str(error), Refused.exit_code)
         except FerryError as error:
@@ -58,6 +64,29 @@ class _Interface(click.Group):
             _fail(f"{error.filename or 'system'}: {error.strerror or error}", FerryError.exit_code)
         except (KeyboardInterrupt, click.Abort):
             _fail("interrupted; the same command can be run again", 130)
+
+
+@contextmanager
+def _dropped_interruptions_come_again() -> Iterator[None]:
+    """Compiled code may drop an interruption that comes while it works, as pydantic's does while it defines a model."""
+    hook = sys.unraisablehook
+    timers: list[threading.Timer] = []
+
+    def look_at(dropped: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            hook(dropped)
+            return
+        again = (threading.main_thread().ident, signal.SIGINT)
+        timers.append(threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, again))
+        timers[-1].start()
+
+    sys.unraisablehook = look_at
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for timer in timers:
+            timer.cancel()
 
 
 def _fail(message: str, code: int) -> None:

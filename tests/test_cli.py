@@ -57,6 +57,45 @@ def test_wrong_usage_ends_with_2(arguments: tuple[str, ...]) -> None:
     assert ferry(*arguments).returncode == 2
 
 
+DROPPED = """
+import sys, time
+from ferry import cli
+
+class Compiled:
+    def __del__(self):
+        raise KeyboardInterrupt
+
+@cli.main.command()
+def work():
+    Compiled()
+    time.sleep(60)
+
+sys.argv = ["ferry", "work"]
+cli.main()
+"""
+WHILE_IMPORTING = """
+import signal, sys
+from ferry.__main__ import main
+
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == "ferry.cli":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupts())
+sys.argv = ["ferry", "settings"]
+main()
+"""
+
+
+@pytest.mark.parametrize("script", [DROPPED, WHILE_IMPORTING], ids=["dropped", "while importing"])
+def test_no_interruption_is_lost_in_compiled_code(script: str) -> None:
+    """Such code has nobody to raise it to, as little as a finalizer has."""
+    finished = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 130
+    assert finished.stderr == "ferry: interrupted; the same command can be run again\n"
+
+
 def test_commands_for_one_machine_refuse_an_environment_of_real_clouds() -> None:
     for arguments in (("local", "up"), ("train", "--local"), ("demo",)):
         finished = ferry("--env", "dev", *arguments)
