@@ -41,7 +41,7 @@ def find(mark: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(_MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(_MARK) == mark and _lives(process):
                 found.append(process)
         except psutil.Error:  # another user's, or gone in the meantime
             continue

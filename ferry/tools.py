@@ -39,8 +39,8 @@ def run(
     With `alone`, one that outlived its command is waited for by the next run of the same tool with the same folder of logs:
     the CDK CLI refuses to write where another one does. Raises FerryError with the log's end, and where the other one goes on.
     """
-    name = Path(command[0]).name
     log.parent.mkdir(parents=True, exist_ok=True)
+    name = Path(command[0]).name
     with ExitStack() as stack:
         held = []
         if alone:
