@@ -105,10 +105,9 @@ def _infer_together(group: Sequence[_Asked], limits: Limits) -> list[Response]:
             seconds = min(_time_left(asked.request, limits.seconds) for asked in group)
             outputs = group[0].predictor.run(np.concatenate([asked.batch.inputs for asked in group]), seconds=seconds)
             ends = accumulate(len(asked.batch.inputs) for asked in group)
-            shares = np.split(outputs, list(ends)[:-1])
             return [
-                _guarded(asked.request, _encode, asked, share, limits)
-                for asked, share in zip(group, shares, strict=True)
+                _guarded(asked.request, _encode, asked, outputs[end - len(asked.batch.inputs) : end], limits)
+                for asked, end in zip(group, ends, strict=True)
             ]
         except (Exception, SystemExit):
             pass  # asked alone, the one that is to blame gets its own error
