@@ -25,8 +25,8 @@ from model_code.inference.contract import Golden, ModelDescription, OnnxFile
 from model_code.training.errors import ExportFailed
 from model_code.training.evaluate import score
 from model_code.training.examples import Examples
+from model_code.training.integer_layout import lay_out
 from model_code.training.trained import INPUT_NAME
-from model_code.training.wide_convolution import widen
 
 # Most examples of the training channel that the ranges are seen on.
 CALIBRATION_EXAMPLES = 512
@@ -128,8 +128,6 @@ def to_int8(model: ModelProto, calibration: NDArray[np.float32]) -> tuple[ModelP
                 "depends on the processor; allowed: one or more",
                 _HINT,
             )
-        widen(simple, names)
-        names, *_ = _chosen(simple.graph)  # with what is new
         quantize_static(
             simple,
             Path(folder) / "int8.onnx",
@@ -146,9 +144,10 @@ def to_int8(model: ModelProto, calibration: NDArray[np.float32]) -> tuple[ModelP
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
         )
         quantised = onnx.load(Path(folder) / "int8.onnx")
+    lay_out(quantised)
     # ONNX Runtime lists every domain that it knows.
     used = sorted({node.domain for node in quantised.graph.node})
-    del quantised.opset_import[:], quantised.metadata_props[:], quantised.graph.value_info[:]
+    del quantised.opset_import[:], quantised.metadata_props[:]
     quantised.opset_import.extend(onnx.helper.make_opsetid(name, versions[name]) for name in used)
     onnx.checker.check_model(quantised, full_check=True)
     return quantised, f"{layers} of {of} convolutions and matrix products"
