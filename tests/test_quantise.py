@@ -41,6 +41,7 @@ from model_code.training.torch_export import torch_model
 from model_code.training.trained import TrainedModel
 from tests.idx_files import write_config, write_job
 from tests.local_settings import write_settings
+from tests.optimised_models import optimised
 from tests.table_files import write_table_job
 
 FLOAT_LAYERS = {"Conv", "FusedConv", "Gemm", "FusedGemm", "FusedMatMul", "MatMul"}
@@ -196,14 +197,6 @@ def test_a_changed_scale_fails_the_golden_answers(digits: MlPaths, tmp_path: Pat
 
 def int8(kind: Callable[[], nn.Module]) -> tuple[ModelProto, str]:
     return to_int8(network(kind).to_onnx(), images(64, seed=2))
-
-
-def optimised(model: ModelProto, folder: Path) -> list[str]:
-    """The operators that ONNX Runtime computes in the end."""
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(folder / "optimised.onnx")
-    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return [node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node]
 
 
 @pytest.mark.parametrize(

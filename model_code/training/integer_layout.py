@@ -16,7 +16,7 @@ from onnx import ModelProto, NodeProto, helper
 from model_code.training.qdq_graph import QdqGraph, Steps
 
 # FilterInputChannelPackCount of MLAS, ONNX Runtime's kernels, in its symmetric convolution.
-_FOUR = 4
+_PACKED = 4
 # Products by zero, at most, for each output: a cycle of AVX2. With 105 the 7 x 7 convolution of a ResNet took 1.2 times as long.
 _MOST_ZEROS = 32
 # Where a Transpose puts the channels.
@@ -64,7 +64,7 @@ def _plan(shape: tuple[int, ...], stride: int, width: int) -> _Plan | None:
         pieces = math.ceil((step - stride + columns) / step)
         zeros = (pieces * step - columns) * rows * channels
         # One output at once gains nothing if its columns have to be copied.
-        if pieces * step * channels % _FOUR == 0 and zeros <= _MOST_ZEROS and (outputs > 1 or pieces == 1):
+        if pieces * step * channels % _PACKED == 0 and zeros <= _MOST_ZEROS and (outputs > 1 or pieces == 1):
             return _Plan(outputs, width // outputs, step, pieces)
     return None
 
@@ -72,13 +72,13 @@ def _plan(shape: tuple[int, ...], stride: int, width: int) -> _Plan | None:
 def _columns_as_channels(graph: QdqGraph, conv: NodeProto) -> None:
     given = {attribute.name: helper.get_attribute_value(attribute) for attribute in conv.attribute}
     data, constants = graph.dequantiser(conv.input[0]), graph.weights(conv)
-    if data is None or not constants or not _is_plain(given, constants[0]):
+    before, after = graph.sizes(conv.input[0]), graph.sizes(conv.output[0])
+    if data is None or not constants or not (before and after and _is_plain(given, constants[0])):
         return
-    weights, *bias = constants
-    width, outputs = (([0, *graph.sizes(name)])[-1] for name in (conv.input[0], conv.output[0]))
+    width, outputs, (weights, *bias) = before[-1], after[-1], constants
     filters, channels, rows, _ = weights.shape
     (down, right), (top, left, bottom, _) = given.get("strides", (1, 1)), given.get("pads", (0, 0, 0, 0))
-    plan = _plan(weights.shape, right, outputs) if width and channels % _FOUR else None
+    plan = _plan(weights.shape, right, outputs) if width and channels % _PACKED else None
     behind = _quantiser(graph, conv.output[0])
     # With fewer columns than there are, the last ones would be such that no output looks at.
     if plan is None or plan.columns < left + width or (plan.outputs > 1 and behind is None):

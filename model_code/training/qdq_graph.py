@@ -76,7 +76,9 @@ class QdqGraph:
         self._nodes[place:place] = nodes
 
     def store(self) -> None:
-        """Write the nodes into the model, without DequantizeLinear and constants that nothing reads any more."""
+        """Write the nodes into the model, without DequantizeLinear and constants that nothing reads any more, and without what was
+        known of the shapes before.
+        """
         read = {value.name for value in self._graph.output}
         kept = []
         for node in reversed(self._nodes):  # what a node reads was made before it
