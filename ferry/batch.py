@@ -27,7 +27,7 @@ from ferry.log_tail import LogTail
 from ferry.progress import progress
 from ferry.stack_outputs import stack_output
 from ferry.steps import objects, transform
-from ferry.steps.job import StepJob, alone
+from ferry.steps.job import StepJob, alone, end_abandoned
 from infra.aws.instance_types import volume_key
 from infra.settings import BATCH_PREFIX, Settings
 from model_code.inference.codecs import CSV, JPEG, JSON, JSON_LINES, NPY, PNG
@@ -308,6 +308,7 @@ def _run_here(
     job: str = request["TransformJobName"]
     given, done = _names(s3, settings, job)
     if given and set(given) <= set(done):
+        end_abandoned(settings)  # killed behind the last result, a command leaves its container
         return "Completed", None, {}
     step = StepJob(settings, job, settings.build_path / "batch" / job / "container", report)
     try:

@@ -13,7 +13,6 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,14 +85,13 @@ def down(settings: Settings, report: Report) -> None:
 
     Running it again, or with nothing up, is fine; so is a job of a command that is still there, which goes on.
     """
-    from ferry.steps.job import alone  # it needs this module
+    from ferry.steps.job import end_abandoned  # it needs this module
 
     with exclusively(settings.build_path / "local" / "lock", "ferry local"):
         for name in reversed(SERVICES):
             ended = processes.stop(_mark(settings, name), _STOP_SECONDS)
             report(f"{name:10} {'ended' if ended else 'was not running'}")
-    with suppress(FerryError), alone(settings):
-        pass
+    end_abandoned(settings)
 
 
 def status(settings: Settings) -> dict[str, Any]:

@@ -7,6 +7,8 @@ CloudFormation and CloudWatch Logs are scripted in AWS's shapes, and S3 is moto'
 import csv
 import gzip
 import json
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -150,6 +152,24 @@ def test_a_job_goes_on_under_its_name_and_an_unknown_one_is_refused(emulator: Se
     unknown = ferry(account, "batch", "--job", "yours")
     assert unknown.exit_code == 2
     assert "no transform job yours; give it inputs" in unknown.stderr
+
+
+def test_what_a_command_killed_behind_the_last_result_left_running_is_ended_by_the_next(
+    emulator: Settings, tmp_path: Path
+) -> None:
+    account = deployed(emulator, tmp_path)
+    np.save(tmp_path / "digits.npy", np.zeros((2, 1, 28, 28), np.float32))
+    done = ferry(account, "batch", str(tmp_path / "digits.npy"), "--job", "mine", "--output", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.stderr
+    sleeping = [sys.executable, "-c", "import time; time.sleep(600)"]
+    left = processes.start(mark(account.settings), sleeping, os.environ, tmp_path, tmp_path / "log")
+    try:
+        again = ferry(account, "batch", "--job", "mine", "--output", str(tmp_path / "out"))
+        assert again.exit_code == 0, again.stderr
+        assert processes.find(mark(account.settings)) == []
+    finally:
+        left.kill()
+        left.wait()
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,14 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ferry import aws, processes
 from ferry.console import Report
+from ferry.errors import FerryError
 from ferry.locking import exclusively
 from infra.settings import ROOT, Settings
 
@@ -83,6 +84,12 @@ def alone(settings: Settings) -> Iterator[None]:
     with exclusively(settings.build_path / "training" / "lock", "ferry train --local or ferry batch"):
         processes.stop(mark(settings), STOP_SECONDS)
         yield
+
+
+def end_abandoned(settings: Settings) -> None:
+    """End the jobs that a killed command left running; those of a command that is at work go on."""
+    with suppress(FerryError), alone(settings):
+        pass
 
 
 def inherited() -> dict[str, str]:
