@@ -154,7 +154,7 @@ def test_a_job_goes_on_under_its_name_and_an_unknown_one_is_refused(emulator: Se
     assert "no transform job yours; give it inputs" in unknown.stderr
 
 
-def test_what_a_command_killed_behind_the_last_result_left_running_is_ended_by_the_next(
+def test_d5_what_a_command_killed_behind_the_last_result_left_running_is_ended_by_the_next(
     emulator: Settings, tmp_path: Path
 ) -> None:
     account = deployed(emulator, tmp_path)

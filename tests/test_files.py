@@ -41,7 +41,7 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["results.csv", "a [strange] name*?"])
-def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path: Path, name: str) -> None:
+def test_d5_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b"before")
     with writer(path, _IS_KILLED) as killed:
@@ -53,7 +53,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path: Path, na
     assert path.read_bytes() == b"ours"
 
 
-def test_the_file_of_a_writer_that_lives_is_spared(tmp_path: Path) -> None:
+def test_d5_the_file_of_a_writer_that_lives_is_spared(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     with writer(path, _WAITS) as living:
         assert living.stdout is not None
